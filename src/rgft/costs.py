@@ -1,0 +1,288 @@
+"""What a training step costs: FLOPs of forward, input gradients and weight gradients.
+
+A model is traced once per batch shape on the meta device: every tensor operation becomes a node of
+a graph. The cost of any plan follows from that graph by asking, as autograd does, which values
+require a gradient. One multiply-add counts as two FLOPs; element-wise work and the optimizer count
+as nothing, the convention of `torch.utils.flop_counter`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+Operator = Any  # torch._ops.OpOverload, which has no public type
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One operation of the forward pass.
+
+    Attributes:
+        inputs: Indices of the values it reads.
+        outputs: Indices of the values it makes.
+        forward: Its FLOPs.
+        gradients: For each input with a gradient of its own, (input, FLOPs of that gradient).
+        joint: FLOPs of a backward that computes all input gradients at once (attention).
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    forward: int = 0
+    gradients: tuple[tuple[int, int], ...] = ()
+    joint: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepCost:
+    """FLOPs of one forward and backward pass.
+
+    Attributes:
+        forward: Of the forward pass.
+        backward: Of input and weight gradients.
+    """
+
+    forward: int
+    backward: int
+
+    @property
+    def total(self) -> int:
+        """Both."""
+        return self.forward + self.backward
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """The operations of a forward pass, in order.
+
+    Attributes:
+        nodes: The operations that touch floating-point values.
+        parameters: Value index of each parameter that is used, by name.
+    """
+
+    nodes: tuple[Node, ...]
+    parameters: Mapping[str, int]
+    _reaches: frozenset[int] = field(default_factory=frozenset)
+
+    def cost(self, trained: Collection[str]) -> StepCost:
+        """FLOPs of a step in which just the parameters named in `trained` require a gradient."""
+        needs = {self.parameters[name] for name in trained if name in self.parameters}
+        forward = backward = 0
+        for node in self.nodes:
+            forward += node.forward
+            if needs.isdisjoint(node.inputs):
+                continue
+            needs.update(node.outputs)
+            if self._reaches.isdisjoint(node.outputs):
+                continue
+            backward += node.joint + sum(flops for i, flops in node.gradients if i in needs)
+        return StepCost(forward, backward)
+
+
+class CostModel:
+    """FLOPs of training steps of one model, for any batch and any set of trained parameters.
+
+    Args:
+        model: The model; a copy without values is kept, later changes do not reach it.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> cost = CostModel(model).graph(torch.zeros(3, 4)).cost({"2.weight", "2.bias"})
+    >>> (cost.forward, cost.backward) == (2 * 3 * 4 * 8 + 2 * 3 * 8 * 2, 2 * 3 * 8 * 2)
+    True
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = _without_values(model)
+        self._graphs: dict[Any, Graph] = {}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all parameters."""
+        return frozenset(name for name, _ in self._model.named_parameters())
+
+    def graph(self, *args: Any, **kwargs: Any) -> Graph:
+        """The operations of `model(*args, **kwargs)`: only shapes and types matter."""
+        key = _shapes((args, kwargs), self._model.training)
+        if key not in self._graphs:
+            self._graphs[key] = _trace(self._model, args, kwargs)
+        return self._graphs[key]
+
+
+class FlopMeter:
+    """Adds up the FLOPs of training as it runs, and what full fine-tuning would have cost.
+
+    Every forward pass of `model` in training mode counts, with the backward pass that belongs to
+    the parameters requiring a gradient at that moment. The optimizer and evaluation do not count.
+
+    Args:
+        model: The model that trains.
+        reference: Costs of the model that full fine-tuning would train; by default `model` itself.
+            With LoRA: the model before the pairs were added.
+
+    Attributes:
+        spent: FLOPs so far.
+        full: FLOPs that full fine-tuning would have spent on the same batches.
+    """
+
+    def __init__(self, model: nn.Module, reference: CostModel | None = None) -> None:
+        self._costs = CostModel(model)
+        self._reference = reference or self._costs
+        self._model = model
+        self.spent = 0
+        self.full = 0
+        self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    @property
+    def share(self) -> float:
+        """Spent as a share of full fine-tuning; 0 before the first step."""
+        return self.spent / self.full if self.full else 0.0
+
+    def close(self) -> None:
+        """Stop counting."""
+        self._handle.remove()
+
+    def _count(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        if not (model.training and torch.is_grad_enabled()):
+            return
+        trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
+        self.spent += _cost(self._costs, trained, args, kwargs)
+        self.full += _cost(self._reference, self._reference.names, args, kwargs)
+
+
+def _cost(costs: CostModel, trained: frozenset[str], args: Any, kwargs: Any) -> int:
+    return costs.graph(*args, **kwargs).cost(trained).total
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device; the values are never copied."""
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin
+
+
+def _shapes(tree: Any, training: bool) -> Any:
+    leaves, structure = tree_flatten(tree)
+    parts = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
+    return parts, str(structure), training
+
+
+def _trace(model: nn.Module, args: Any, kwargs: Any) -> Graph:
+    def empty(tensor: Tensor) -> Tensor:
+        return torch.empty_like(tensor, device="meta")
+
+    args, kwargs = tree_map_only(Tensor, empty, (args, kwargs))
+    recorder = _Recorder()
+    parameters = {name: recorder.index(p) for name, p in model.named_parameters()}
+    with torch.no_grad(), recorder:
+        output = model(*args, **kwargs)
+    outputs = {recorder.index(t) for t in _result(output)}
+    return Graph(tuple(recorder.nodes), parameters, frozenset(_reaching(recorder.nodes, outputs)))
+
+
+def _result(output: Any) -> Iterator[Tensor]:
+    """What backward starts from: the loss where the output has one, else every tensor in it."""
+    loss = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+    if isinstance(loss, Tensor):
+        yield loss
+        return
+    yield from (x for x in tree_flatten(output)[0] if isinstance(x, Tensor))
+
+
+def _reaching(nodes: Sequence[Node], outputs: set[int]) -> set[int]:
+    """Values that the outputs depend on."""
+    reaching = set(outputs)
+    for node in reversed(nodes):
+        if not reaching.isdisjoint(node.outputs):
+            reaching.update(node.inputs)
+    return reaching
+
+
+class _Recorder(TorchDispatchMode):
+    """Notes every operation on floating-point values as a `Node`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self._index: dict[int, int] = {}
+        self._alive: list[Tensor] = []  # keeps ids unique
+
+    def index(self, tensor: Tensor) -> int:
+        if id(tensor) not in self._index:
+            self._index[id(tensor)] = len(self._alive)
+            self._alive.append(tensor)
+        return self._index[id(tensor)]
+
+    def __torch_dispatch__(
+        self, func: Operator, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        if func.overloadpacket is torch.ops.aten._local_scalar_dense:
+            return False if args[0].dtype == torch.bool else 1  # no value decides what work is done
+        result = func(*args, **(kwargs or {}))
+        if func.overloadpacket is not torch.ops.aten.detach:
+            self._note(func, args, kwargs or {}, result)
+        return result
+
+    def _note(self, func: Operator, args: Any, kwargs: Any, result: Any) -> None:
+        tensors = [x for x in tree_flatten((args, kwargs))[0] if _differentiable(x)]
+        made = [x for x in tree_flatten(result)[0] if _differentiable(x)]
+        if not tensors or not made:
+            return
+        inputs, outputs = (tuple(self.index(t) for t in group) for group in (tensors, made))
+        packet = func.overloadpacket
+        if packet not in flop_registry and packet not in ATTENTION:
+            self.nodes.append(Node(inputs, outputs))
+        elif packet in ATTENTION:
+            forward, joint = _attention(args[0].shape, args[1].shape, args[2].shape)
+            self.nodes.append(Node(inputs, outputs, forward, joint=joint))
+        else:
+            forward = flop_registry[packet](*args, **kwargs, out_val=result)
+            factors = _factors(packet, args)
+            gradients = tuple((self.index(t), forward) for t in factors if _differentiable(t))
+            self.nodes.append(Node(inputs, outputs, forward, gradients))
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _factors(packet: Operator, args: Any) -> Sequence[Any]:
+    """The two operands of a product: the gradient of each costs as much as the product."""
+    added = packet in (torch.ops.aten.addmm, torch.ops.aten.baddbmm)
+    return args[1:3] if added else args[:2]
+
+
+def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> tuple[int, int]:
+    """FLOPs of fused attention: two products forward; five in the backward, one of them a recomputation."""
+    *batch, length, width = query
+    count = 1
+    for size in batch:
+        count *= size
+    scores = 2 * count * length * key[-2] * width
+    mixed = 2 * count * length * key[-2] * value[-1]
+    return scores + mixed, 3 * scores + 2 * mixed
+
+
+ATTENTION: frozenset[Operator] = frozenset(
+    {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+        torch.ops.aten._scaled_dot_product_flash_attention,
+        torch.ops.aten._scaled_dot_product_efficient_attention,
+        torch.ops.aten._scaled_dot_product_cudnn_attention,
+        torch.ops.aten._scaled_dot_product_fused_attention_overrideable,
+    }
+)

@@ -1,0 +1,13 @@
+"""The exceptions that users meet."""
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used.
+
+    The message is one line: what arrived, what is allowed, what to do. The command line prints it
+    without a traceback and exits with code 2.
+    """
+
+
+class EngagementError(RuntimeError):
+    """A plan was not carried out: something outside the library defeated freezing or truncation."""

@@ -1,0 +1,1 @@
+"""Carrying plans out: the only code that touches the model or the optimizer."""

@@ -1,0 +1,103 @@
+"""Which live parameters each component stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from rgft.components import Component, ParameterSlice
+from rgft.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A slice of a live parameter and the index of the component that owns it."""
+
+    component: int
+    parameter: nn.Parameter
+    slice: ParameterSlice
+
+    @property
+    def weight(self) -> Tensor:
+        """The present values, without gradient tracking."""
+        return self.slice.of(self.parameter.detach())
+
+    @property
+    def grad(self) -> Tensor:
+        """The present gradient; the parameter must have one."""
+        assert self.parameter.grad is not None
+        return self.slice.of(self.parameter.grad)
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Components that can be adapted, tied to live parameters.
+
+    Attributes:
+        components: Those of the partition that hold at least one adaptable parameter.
+        pieces: Their slices, ordered by component.
+        parameters: Adaptable parameters by name: in the optimizer and requiring a gradient.
+        pieces_of: For each adaptable parameter, the indices of its pieces.
+    """
+
+    components: tuple[Component, ...]
+    pieces: tuple[Piece, ...]
+    parameters: dict[str, nn.Parameter]
+    pieces_of: dict[nn.Parameter, tuple[int, ...]]
+
+    @property
+    def device(self) -> torch.device:
+        """Where scores are gathered."""
+        return self.pieces[0].parameter.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of scores: float64 if any parameter is, else float32."""
+        doubles = any(p.dtype == torch.float64 for p in self.parameters.values())
+        return torch.float64 if doubles and self.device.type != "mps" else torch.float32
+
+    def numel(self) -> Tensor:
+        """Adaptable parameter elements per component, `[K]`."""
+        count = [0] * len(self.components)
+        for piece in self.pieces:
+            count[piece.component] += piece.weight.numel()
+        return torch.tensor(count, dtype=self.dtype, device=self.device)
+
+    def scales_of(self, parameter: nn.Parameter, lr_scale: Sequence[float]) -> list[float]:
+        """The multipliers of a parameter's pieces."""
+        return [lr_scale[self.pieces[i].component] for i in self.pieces_of[parameter]]
+
+
+def bind(
+    model: nn.Module, optimizer: torch.optim.Optimizer, components: Sequence[Component]
+) -> Binding:
+    """Tie `components` to what `optimizer` updates in `model`.
+
+    Parameters that are not in the optimizer or that do not require a gradient now are left alone
+    for good.
+
+    Raises:
+        InputError: The optimizer updates nothing of the model.
+    """
+    optimized = {p for group in optimizer.param_groups for p in group["params"]}
+    adaptable = {n: p for n, p in model.named_parameters() if p in optimized and p.requires_grad}
+    if not adaptable:
+        raise InputError(
+            "the optimizer holds no parameter of this model that requires a gradient; "
+            "build the optimizer from model.parameters() and then the Guide"
+        )
+    kept: list[Component] = []
+    pieces: list[Piece] = []
+    pieces_of: dict[nn.Parameter, tuple[int, ...]] = {}
+    for component in components:
+        slices = [s for s in component.slices if s.parameter in adaptable]
+        for part in slices:
+            parameter = adaptable[part.parameter]
+            pieces_of[parameter] = (*pieces_of.get(parameter, ()), len(pieces))
+            pieces.append(Piece(len(kept), parameter, part))
+        if slices:
+            kept.append(component)
+    return Binding(tuple(kept), tuple(pieces), adaptable, pieces_of)

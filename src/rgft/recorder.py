@@ -1,0 +1,191 @@
+"""A Trainer callback that notes what a run costs and how its quality grows."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from rgft.costs import FlopMeter
+from rgft.errors import InputError
+from rgft.integrations.transformers import RGFTCallback
+
+Totals = dict[str, Any]
+
+
+def strip(metrics: dict[str, float], prefix: str) -> dict[str, float]:
+    """The Trainer's metrics under their own names, without its timings."""
+    timings = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    named = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
+    return {k: float(v) for k, v in named.items() if k not in timings}
+
+
+class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
+    """Counts FLOPs, seconds and updated parameters; they travel in the Trainer's checkpoints.
+
+    Args:
+        meter: Counts FLOPs.
+        guidance: The callback that guides the run.
+
+    Attributes:
+        totals: Sums over the whole run, over interruptions too.
+        history: Validation metrics over steps.
+        train_loss: Logged training losses over steps.
+    """
+
+    def __init__(self, meter: FlopMeter, guidance: RGFTCallback) -> None:
+        self.meter = meter
+        self._guidance = guidance
+        self.totals: Totals = {
+            "train": 0.0,
+            "overhead": 0.0,
+            "evaluate": 0.0,
+            "updated": [0, 0, 0],
+            "steps": 0,
+        }
+        self.history: list[dict[str, Any]] = []
+        self.train_loss: list[dict[str, Any]] = []
+        self._started = 0.0
+        self._guided = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take over the sums of a run that is resumed."""
+        del args, control, kwargs
+        name = type(self).__name__
+        saved = (state.stateful_callbacks or {}).get(name)
+        if state.global_step and saved:
+            attributes = saved["attributes"]
+            self.totals, self.history = attributes["totals"], attributes["history"]
+            self.train_loss = attributes["train_loss"]
+            self.meter.spent, self.meter.full = attributes["spent"], attributes["full"]
+        state.stateful_callbacks[name] = self.state()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock; count what this step will update."""
+        del args, state, control, kwargs
+        guide = self._guidance.guide
+        assert guide is not None
+        trained = guide.plan.trained
+        updated = sum(p.weight.numel() for p in guide.binding.pieces if trained[p.component])
+        total, least, most = self.totals["updated"]
+        least = min(least, updated) if self.totals["steps"] else updated
+        self.totals["updated"] = [total + updated, least, max(most, updated)]
+        self.totals["steps"] += 1
+        self._guided = guide.seconds
+        self._started = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop the clock."""
+        del args, state, control, kwargs
+        assert self._guidance.guide is not None
+        self.totals["train"] += time.perf_counter() - self._started
+        self.totals["overhead"] += self._guidance.guide.seconds - self._guided
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the training loss.
+
+        Raises:
+            InputError: It is not finite.
+        """
+        del args, control
+        logs = kwargs.get("logs") or {}
+        if "loss" not in logs:
+            return
+        loss, rate = float(logs["loss"]), float(logs["learning_rate"])
+        if not math.isfinite(loss):
+            raise InputError(
+                f"the training loss is {loss} at step {state.global_step}: training diverged; "
+                "give a lower --lr, or look for broken values in the data"
+            )
+        self.train_loss.append(
+            {"step": state.global_step, "loss": loss, "lr": rate, "flops": self.meter.spent}
+        )
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the validation metrics."""
+        del args, control
+        self.totals["evaluate"] += kwargs["metrics"].get("eval_runtime", 0.0)
+        self.history.append(
+            {
+                "step": state.global_step,
+                "epoch": state.epoch,
+                "flops": self.meter.spent,
+                "seconds": self.totals["train"],
+                "validation": strip(kwargs["metrics"], "eval_"),
+            }
+        )
+
+    def components(self) -> list[dict[str, Any]]:
+        """The adapted components with their adaptable parameter elements."""
+        assert self._guidance.guide is not None
+        binding = self._guidance.guide.binding
+        rows = zip(binding.components, binding.numel().tolist(), strict=True)
+        return [
+            {"name": c.name, "kind": c.kind, "depth": c.depth, "numel": int(n)} for c, n in rows
+        ]
+
+    def updated_per_step(self) -> dict[str, float]:
+        """Mean, least and most parameter elements that a step updated."""
+        total, least, most = self.totals["updated"]
+        return {"mean": total / max(self.totals["steps"], 1), "min": least, "max": most}
+
+    def state(self) -> dict[str, Any]:
+        """What the Trainer writes to trainer_state.json."""
+        attributes = {
+            "totals": self.totals,
+            "history": self.history,
+            "train_loss": self.train_loss,
+            "spent": self.meter.spent,
+            "full": self.meter.full,
+        }
+        return {"args": {}, "attributes": attributes}
+
+
+class StopOnSignal(TrainerCallback):  # type: ignore[misc]
+    """Ctrl-C (or a polite kill) lets the step in progress end, saves, and stops.
+
+    Attributes:
+        stopped: Whether that has happened.
+    """
+
+    def __init__(self) -> None:
+        self.stopped = False
+        self._previous: dict[int, Callable[..., Any] | int | None] = {}
+
+    def __enter__(self) -> StopOnSignal:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._stop)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save and stop if asked to."""
+        del args, state, kwargs
+        if self.stopped:
+            control.should_save = control.should_training_stop = True
+
+    def _stop(self, number: int, frame: object) -> None:
+        del number, frame
+        if self.stopped:  # the second time is meant
+            raise KeyboardInterrupt
+        self.stopped = True

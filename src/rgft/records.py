@@ -1,0 +1,103 @@
+"""What a run leaves behind: `run.json`, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import resource
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rgft.atomic import write_text_atomically
+from rgft.errors import InputError
+
+SCHEMA = 1
+RUN_FILE = "run.json"
+PACKAGES = ("rgft", "torch", "transformers", "peft", "accelerate", "datasets", "numpy")
+
+
+def write_run(output_dir: Path, record: dict[str, Any]) -> None:
+    """Write the record of a run; values that are not finite become null."""
+    text = json.dumps({"schema": SCHEMA, **_finite(record)}, indent=1, allow_nan=False)
+    write_text_atomically(output_dir / RUN_FILE, text + "\n")
+
+
+def read_run(output_dir: Path) -> dict[str, Any]:
+    """The record of the run in `output_dir`.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+    """
+    path = output_dir / RUN_FILE
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{output_dir} holds no run (no {RUN_FILE}); give the folder of a run"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{path} is damaged: {error}; start the run anew with --overwrite"
+        ) from error
+    if not isinstance(record, dict) or record.get("schema") != SCHEMA:
+        raise InputError(f"{path} is not a record of this version (schema {SCHEMA})")
+    return record
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """What the run ran on."""
+    accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "threads": torch.get_num_threads(),
+        "accelerator": accelerator,
+    }
+
+
+def code_revision() -> str | None:
+    """Commit of the source tree this package runs from, with "+changes"; None outside of one."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(folder), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changes = "+changes" if git("status", "--porcelain", "--", str(folder)) else ""
+        return git("rev-parse", "HEAD") + changes
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def peak_memory_bytes() -> int:
+    """Most memory held so far: of the accelerator where there is one, else resident of the process."""
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,182 @@
+"""Signals: what the gradients of a component say, as one score per component.
+
+A signal is a function of `Statistics`, the slices of all observed components at one step. Write
+your own the same way: `lambda s: s.norm(s.grads, 2) / s.numel`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from rgft.errors import InputError
+
+NORMS = (1.0, 2.0, math.inf)
+MIN_WEIGHT_RMS = 1e-3  # Adafactor's floor on the parameter scale (eps2, Shazeer & Stern 2018)
+
+
+@dataclass(frozen=True, slots=True)
+class Statistics:
+    """Slices of K components at one step; slice i belongs to component `owner[i]`.
+
+    Attributes:
+        owner: Component index of each slice, int64 `[n]`.
+        numel: Parameter elements per component, `[K]`; its type is the one scores are summed in.
+        generator: Source of randomness for the random control.
+        grads: Gradients of the slices (`gradient` and `update` signals).
+        weights: Values of the slices before the step.
+        updates: What the step added to the slices (`update` signals).
+        mean_grads: Mean of per-sample gradients (`samples` signals).
+        mean_square: Mean over samples of the squared 2-norm per component, `[K]`.
+        samples: How many samples the last two are means of.
+    """
+
+    owner: Tensor
+    numel: Tensor
+    generator: torch.Generator
+    grads: Sequence[Tensor] = ()
+    weights: Sequence[Tensor] = ()
+    updates: Sequence[Tensor] = ()
+    mean_grads: Sequence[Tensor] = ()
+    mean_square: Tensor = field(default_factory=lambda: torch.zeros(0))
+    samples: int = 0
+
+    def norm(self, tensors: Sequence[Tensor], p: float) -> Tensor:
+        r"""The p-norm over all slices of each component, `[K]`.
+
+        Slice norms :math:`n_i` are combined as :math:`m (\sum_i (n_i/m)^p)^{1/p}` with
+        :math:`m = \max_i n_i`, which neither overflows nor underflows.
+        """
+        norms = self._gather(torch._foreach_norm(list(tensors), p, self.numel.dtype))
+        largest = norms.new_zeros(len(self.numel)).scatter_reduce(0, self.owner, norms, "amax")
+        if p == math.inf:
+            return largest
+        scale = torch.where(largest > 0, largest, 1.0)
+        share = (norms / scale[self.owner]) ** p
+        total = torch.zeros_like(largest).index_add_(0, self.owner, share)
+        return torch.where(largest > 0, scale * total ** (1 / p), largest)
+
+    def dot(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
+        r"""The inner product :math:`\langle a, b \rangle` over all slices of each component, `[K]`."""
+        products = self._gather(
+            [(a * b).sum(dtype=self.numel.dtype) for a, b in zip(left, right, strict=True)]
+        )
+        return products.new_zeros(len(self.numel)).index_add_(0, self.owner, products)
+
+    def _gather(self, scalars: Iterable[Tensor]) -> Tensor:
+        """Scalars of all slices as one vector on the device and in the precision of `numel`."""
+        like = self.numel
+        return torch.stack([s.to(like.device, like.dtype, non_blocking=True) for s in scalars])
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A score per component, and when it can be computed.
+
+    Attributes:
+        score: From `Statistics` to scores `[K]`, each >= 0.
+        source: "gradient" (at each step, before the update), "update" (after it: the weights are
+            copied to see it) or "samples" (from per-sample gradients on a probe batch).
+    """
+
+    score: Callable[[Statistics], Tensor]
+    source: str = "gradient"
+
+
+def grad_norm(s: Statistics, p: float = 2.0) -> Tensor:
+    r"""Gradient norm :math:`\|\nabla_{\theta_k} L\|_p`, the published score.
+
+    >>> s = Statistics(torch.tensor([0, 0, 1]), torch.tensor([2.0, 1.0]), torch.Generator(),
+    ...                grads=[torch.tensor([3.0]), torch.tensor([4.0]), torch.tensor([-2.0])])
+    >>> grad_norm(s).tolist(), grad_norm(s, 1).tolist(), grad_norm(s, math.inf).tolist()
+    ([5.0, 2.0], [7.0, 2.0], [4.0, 2.0])
+    """
+    return s.norm(s.grads, p)
+
+
+def rms(s: Statistics) -> Tensor:
+    r"""Per-parameter root mean square :math:`\|g_k\|_2 / \sqrt{n_k}`: comparable between sizes."""
+    return s.norm(s.grads, 2) / s.numel.sqrt()
+
+
+def relative(s: Statistics) -> Tensor:
+    r"""Relative gradient norm :math:`\|g_k\|_2 / \|\theta_k\|_2` (RGN; Lee et al. 2023).
+
+    The root mean square of the weights is taken as at least 1e-3, so that weights that start at
+    zero (biases, LoRA's B) have a finite score.
+    """
+    return rms(s) / (s.norm(s.weights, 2) / s.numel.sqrt()).clamp_min(MIN_WEIGHT_RMS)
+
+
+def taylor(s: Statistics) -> Tensor:
+    r"""First-order loss change of removing the component, :math:`|g_k \cdot \theta_k|`."""
+    return s.dot(s.grads, s.weights).abs()
+
+
+def decrease(s: Statistics) -> Tensor:
+    r"""First-order loss change of this step, :math:`|g_k \cdot \Delta\theta_k|`."""
+    return s.dot(s.grads, s.updates).abs()
+
+
+def fisher(s: Statistics) -> Tensor:
+    r"""Trace of the empirical Fisher, :math:`\frac1N \sum_n \|\nabla_{\theta_k} \ell_n\|_2^2`.
+
+    From per-sample gradients; squared batch-mean gradients would be another quantity
+    (Kunstner et al. 2019).
+    """
+    return s.mean_square
+
+
+def signal_to_noise(s: Statistics) -> Tensor:
+    r"""Squared mean over variance of per-sample gradients, :math:`\|\bar g_k\|^2 / \sigma_k^2`.
+
+    :math:`\sigma_k^2 = \frac{N}{N-1} (\frac1N \sum_n \|g_{k,n}\|^2 - \|\bar g_k\|^2)` is the
+    unbiased total variance; the score is 0 where it is 0.
+    """
+    mean = s.norm(s.mean_grads, 2) ** 2
+    variance = (s.mean_square - mean) * s.samples / max(s.samples - 1, 1)
+    return torch.where(variance > 0, mean / torch.where(variance > 0, variance, 1.0), 0.0)
+
+
+def constant(s: Statistics) -> Tensor:
+    """One everywhere: the control for any use of the gradient."""
+    return torch.ones_like(s.numel)
+
+
+def uniform_random(s: Statistics) -> Tensor:
+    """Uniform on [0, 1): the control for any information in the gradient."""
+    return torch.rand(len(s.numel), generator=s.generator).to(s.numel, non_blocking=True)
+
+
+SIGNALS: dict[str, Signal] = {
+    "grad-norm": Signal(grad_norm),
+    "rms": Signal(rms),
+    "relative": Signal(relative),
+    "taylor": Signal(taylor),
+    "decrease": Signal(decrease, source="update"),
+    "fisher": Signal(fisher, source="samples"),
+    "signal-to-noise": Signal(signal_to_noise, source="samples"),
+    "constant": Signal(constant),
+    "random": Signal(uniform_random),
+}
+
+
+def find_signal(signal: str | Signal | Callable[[Statistics], Tensor], p: float) -> Signal:
+    """The signal of that name, with the norm `p` where it has one; a function as it is.
+
+    Raises:
+        InputError: Unknown name.
+    """
+    if isinstance(signal, Signal):
+        return signal
+    if callable(signal):
+        return Signal(signal)
+    if signal not in SIGNALS:
+        raise InputError(f"unknown signal '{signal}'; allowed: {', '.join(SIGNALS)}, or a function")
+    if signal == "grad-norm":
+        return Signal(lambda s: grad_norm(s, p))
+    return SIGNALS[signal]

@@ -1,0 +1,129 @@
+"""Tasks by name, each from where it is loaded, and the user's own data from a folder."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from rgft.errors import InputError
+from rgft.tasks import hub, reviews
+from rgft.tasks.folder import load_folder
+from rgft.tasks.task import Kind, TaskData
+
+__all__ = [
+    "TASKS",
+    "Kind",
+    "TaskData",
+    "TaskEntry",
+    "TaskRow",
+    "describe_tasks",
+    "fetch",
+    "load_folder",
+    "load_task",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEntry:
+    """A task that can be loaded by name.
+
+    Attributes:
+        description: One line.
+        kind: "classification" or "regression".
+        metric: Headline metric.
+        origin: Where it comes from.
+        load: Loads it, from the folder given or from where it lies by default.
+        available: Whether it can be loaded without the network.
+    """
+
+    description: str
+    kind: Kind
+    metric: str
+    origin: str
+    load: Callable[[Path | None], TaskData]
+    available: Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """A line of the list of tasks; the fields are those of `TaskEntry`."""
+
+    name: str
+    kind: Kind
+    metric: str
+    description: str
+    origin: str
+    available: bool
+
+
+def _hub_entry(task: hub.HubTask) -> TaskEntry:
+    return TaskEntry(
+        description=task.description,
+        kind="classification",
+        metric=task.metric,
+        origin=f"${hub.DATA_VARIABLE}/{task.folders[0]}, or the hub's {task.path}",
+        load=functools.partial(hub.load_hub_task, task),
+        available=functools.partial(hub.is_available, task),
+    )
+
+
+TASKS: dict[str, TaskEntry] = {
+    "reviews": TaskEntry(
+        description="sentiment of film reviews; also tested on Amazon reviews, news and tweets",
+        kind="classification",
+        metric="accuracy",
+        origin=f"source distribution of {reviews.REQUIREMENT} through pip (MIT licence)",
+        load=reviews.load_reviews,
+        available=reviews.is_available,
+    ),
+    "reviews-rating": TaskEntry(
+        description="mean sentiment rating, -4 to 4, of the same texts",
+        kind="regression",
+        metric="pearson",
+        origin=f"source distribution of {reviews.REQUIREMENT} through pip (MIT licence)",
+        load=reviews.load_ratings,
+        available=reviews.is_available,
+    ),
+    **{task.name: _hub_entry(task) for task in hub.HUB_TASKS},
+}
+
+
+def load_task(name: str, data: Path | None = None) -> TaskData:
+    """Load a task by name.
+
+    Args:
+        name: One of `TASKS`.
+        data: Folder that holds it; by default it is found, or fetched, by itself.
+
+    Raises:
+        InputError: No task has that name, or it can be neither found nor fetched.
+    """
+    return _entry(name).load(data)
+
+
+def fetch(name: str) -> TaskData:
+    """Bring a task onto this machine, so that it loads without the network from then on.
+
+    Raises:
+        InputError: No task has that name, or it can be neither found nor fetched.
+    """
+    return load_task(name)
+
+
+def describe_tasks() -> tuple[TaskRow, ...]:
+    """Every task, where it comes from, and whether it is on this machine."""
+    return tuple(
+        TaskRow(name, entry.kind, entry.metric, entry.description, entry.origin, entry.available())
+        for name, entry in TASKS.items()
+    )
+
+
+def _entry(name: str) -> TaskEntry:
+    if name in TASKS:
+        return TASKS[name]
+    raise InputError(
+        f"task {name!r} does not exist; choose one of {', '.join(TASKS)}, or give your own data "
+        f"as a folder with --data"
+    )

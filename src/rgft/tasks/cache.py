@@ -1,0 +1,95 @@
+"""The cache folder: splits as JSON Lines beside a manifest that says what they must hash to."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rgft.errors import InputError
+
+HOME_VARIABLE = "RGFT_HOME"
+_MANIFEST = "manifest.json"
+_LOG = logging.getLogger(__name__)
+
+Row = Mapping[str, object]
+
+
+def cache_home() -> Path:
+    """The folder that `RGFT_HOME` names, by default `~/.cache/rgft`."""
+    return Path(os.environ.get(HOME_VARIABLE) or Path("~", ".cache", "rgft").expanduser())
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that a reader sees all of it or none of it; makes its folder.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as problem:
+        raise InputError(
+            f"cannot write {path} ({problem.strerror}); make room or make its folder writable, "
+            f"or set {HOME_VARIABLE} to a folder that is"
+        ) from problem
+
+
+def store_splits(
+    folder: Path, splits: Mapping[str, Sequence[Row]], version: int, counts: Mapping[str, object]
+) -> None:
+    """Write each split as JSON Lines, then the manifest, which makes them valid.
+
+    Args:
+        folder: Where to; made if need be.
+        splits: Rows by split name.
+        version: Raised whenever parsing or splitting changes, so that older caches are rebuilt.
+        counts: What parsing dropped and kept, for the reader of the manifest.
+    """
+    contents = {f"{name}.jsonl": _lines(rows) for name, rows in splits.items()}
+    for name, content in contents.items():
+        write_atomically(folder / name, content)
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
+    manifest = {"version": version, "sha256": hashes, "counts": counts}
+    write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+
+
+def stored_splits(folder: Path, names: Sequence[str], version: int) -> dict[str, list[Row]] | None:
+    """The splits in `folder`, or None where they have to be built anew.
+
+    That is where there are none, they are of another version, or one is not what the manifest
+    says; the last is logged.
+    """
+    if not (folder / _MANIFEST).exists():
+        return None
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_bytes())
+        if manifest["version"] != version:
+            return None
+        contents = {name: (folder / f"{name}.jsonl").read_bytes() for name in names}
+        for name, content in contents.items():
+            if hashlib.sha256(content).hexdigest() != manifest["sha256"][f"{name}.jsonl"]:
+                raise ValueError(f"{name}.jsonl has changed")
+    except (OSError, ValueError, KeyError, TypeError) as problem:
+        _LOG.warning("the cache %s is damaged (%s) and will be rebuilt", folder, problem)
+        return None
+    return {
+        name: [json.loads(line) for line in content.splitlines()]
+        for name, content in contents.items()
+    }
+
+
+def _lines(rows: Sequence[Row]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=True) + "\n" for row in rows).encode()

@@ -1,0 +1,99 @@
+"""The user's own data: a folder with a training file and, perhaps, validation and test files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from rgft.errors import InputError
+from rgft.tasks.columns import find_label_column, find_text_columns, require_column
+from rgft.tasks.labels import encode_labels, infer_scheme
+from rgft.tasks.splitting import with_validation
+from rgft.tasks.tables import SUFFIXES, Table, one_line, read_table
+from rgft.tasks.task import TaskData, split_in_memory
+from rgft.tasks.texts import check_texts
+
+FILE_NAMES = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test",),
+}
+_LOG = logging.getLogger(__name__)
+
+
+def load_folder(
+    directory: Path,
+    text_columns: Sequence[str] | None = None,
+    label_column: str | None = None,
+) -> TaskData:
+    """Load a task from `train`, `validation` and `test` files (JSON Lines, CSV or Parquet).
+
+    Strings and ints are classes (sorted, then numbered from 0), floats are a regression. Without
+    a validation file a tenth of the training rows, chosen by the hash of their text, takes its
+    place, and the log says so.
+
+    Args:
+        directory: The folder.
+        text_columns: One text column, or two for sentence pairs; found if not given.
+        label_column: The label column; found if not given.
+
+    Raises:
+        InputError: The folder, a file or a column is missing or cannot be used; one line says
+            where and what to do.
+    """
+    tables = read_folder(directory)
+    train = tables["train"]
+    label = find_label_column(train, label_column)
+    texts = find_text_columns(train, label, text_columns)
+    for table in tables.values():
+        require_column(table, label, "--label-column")
+    scheme = infer_scheme(train, label)
+    _LOG.info("%s: texts from %s, label from %r (%s)", directory, texts, label, scheme.kind)
+    splits = {
+        name: split_in_memory(check_texts(table, texts), label, encode_labels(table, label, scheme))
+        for name, table in tables.items()
+    }
+    return TaskData(
+        name=Path(directory).resolve().name,
+        kind=scheme.kind,
+        text_columns=texts,
+        label_column=label,
+        label_names=scheme.names,
+        metric="accuracy" if scheme.kind == "classification" else "pearson",
+        splits=with_validation(splits, texts, label, str(directory)),
+    )
+
+
+def read_folder(directory: Path) -> dict[str, Table]:
+    """The tables of a folder by split name; "train" is always among them.
+
+    Raises:
+        InputError: The folder or its training file is missing, a split has more than one file,
+            or a file cannot be read.
+    """
+    if not directory.is_dir():
+        found = "is a file" if directory.is_file() else "does not exist"
+        raise InputError(f"data folder {directory} {found}; give a folder that holds train.jsonl")
+    files = {split: _find_file(directory, names) for split, names in FILE_NAMES.items()}
+    if files["train"] is None:
+        here = one_line(", ".join(sorted(path.name for path in directory.iterdir())) or "nothing")
+        raise InputError(
+            f"{directory} has no training file (it holds: {here}); "
+            f"give one called train with the ending {', '.join(SUFFIXES)}"
+        )
+    return {split: read_table(path) for split, path in files.items() if path is not None}
+
+
+def _find_file(directory: Path, names: Sequence[str]) -> Path | None:
+    found = sorted(
+        path
+        for path in directory.iterdir()
+        if path.is_file() and path.stem.lower() in names and path.suffix.lower() in SUFFIXES
+    )
+    if len(found) > 1:
+        raise InputError(
+            f"{directory} has {len(found)} files for the {names[0]} split: "
+            f"{', '.join(path.name for path in found)}; keep one of them"
+        )
+    return found[0] if found else None

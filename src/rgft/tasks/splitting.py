@@ -1,0 +1,113 @@
+"""Splits by the hash of the text: the same text always lands on the same side, in any order."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+
+import datasets
+
+from rgft.errors import InputError
+from rgft.tasks.task import split_in_memory
+
+VALIDATION_SHARE = 0.1
+_LOG = logging.getLogger(__name__)
+
+
+def unit_hash(*texts: str) -> float:
+    """A number in [0, 1) that depends on the texts alone: their SHA-256, first 53 bits.
+
+    >>> unit_hash("a fine film") == unit_hash("a fine film")
+    True
+    >>> 0 <= unit_hash("premise", "hypothesis") < 1
+    True
+    """
+    # lengths keep ("ab", "c") apart from ("a", "bc")
+    key = "".join(f"{len(text)}:{text}" for text in texts).encode()
+    return (int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 11) / (1 << 53)
+
+
+def carve_validation(
+    texts: Sequence[tuple[str, ...]],
+    strata: Sequence[int],
+    share: float = VALIDATION_SHARE,
+) -> list[bool]:
+    """Which training rows become validation rows.
+
+    Within each stratum (class) the distinct texts are ranked by their hash; those with the lowest
+    relative rank over all strata are taken, so that every class gives about the same share, none
+    gives its last text, and equal texts go together.
+
+    Args:
+        texts: The texts of each row, [rows].
+        strata: The class of each row (one constant for regression), [rows].
+        share: Part of the distinct texts to take, in [0, 0.5).
+
+    Returns:
+        True where the row goes to validation, [rows]; at least one, unless every class has only
+        one distinct text.
+    """
+    stratum_of: dict[tuple[str, ...], int] = {}
+    for key, stratum in zip(texts, strata, strict=True):
+        # a text with two labels counts as the lower one, whichever row comes first
+        stratum_of[key] = min(stratum, stratum_of.get(key, stratum))
+    members: dict[int, list[tuple[float, tuple[str, ...]]]] = {}
+    for key, stratum in stratum_of.items():
+        members.setdefault(stratum, []).append((unit_hash(*key), key))
+    ranked = [
+        ((rank + 0.5) / len(keys), at, key)
+        for keys in members.values()
+        for rank, (at, key) in enumerate(sorted(keys))
+        if len(keys) > 1
+    ]
+    wanted = max(1, round(share * len(stratum_of)))
+    taken = {key for _, _, key in sorted(ranked)[:wanted]}
+    return [key in taken for key in texts]
+
+
+def with_validation(
+    splits: Mapping[str, datasets.Dataset],
+    text_columns: Sequence[str],
+    label_column: str,
+    source: str,
+) -> dict[str, datasets.Dataset]:
+    """The splits, with "validation" carved out of "train" where there is none.
+
+    Raises:
+        InputError: There is none and the training split is too small to give rows away.
+    """
+    if "validation" in splits:
+        return dict(splits)
+    train = splits["train"]
+    labels = list(train[label_column])
+    texts = list(zip(*(train[column] for column in text_columns), strict=True))
+    strata = labels if isinstance(labels[0], int) else [0] * len(labels)
+    taken = carve_validation(texts, strata)
+    if not any(taken):
+        raise InputError(
+            f"{source} has no validation split and its training split is too small to carve one "
+            f"out; give a validation file"
+        )
+    parts = {
+        name: _rows_where(train, text_columns, label_column, [take is wanted for take in taken])
+        for name, wanted in (("train", False), ("validation", True))
+    }
+    _LOG.info(
+        "%s has no validation split: %d of its %d training rows, chosen by the hash of their text, "
+        "take its place",
+        *(source, len(parts["validation"]), len(train)),
+    )
+    return {**parts, **{name: rows for name, rows in splits.items() if name != "train"}}
+
+
+def _rows_where(
+    rows: datasets.Dataset, text_columns: Sequence[str], label_column: str, keep: Sequence[bool]
+) -> datasets.Dataset:
+    """A copy rather than `Dataset.select`, which would leave every row reachable beneath it."""
+
+    def kept(column: str) -> list[object]:
+        return [value for value, wanted in zip(rows[column], keep, strict=True) if wanted]
+
+    texts = {column: kept(column) for column in text_columns}
+    return split_in_memory(texts, label_column, kept(label_column))  # type: ignore[arg-type]

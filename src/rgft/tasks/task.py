@@ -1,0 +1,84 @@
+"""A task: texts with labels, in splits, and the metric that judges a model on it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import datasets
+
+Kind = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TaskData:
+    """A task, loaded.
+
+    Attributes:
+        name: What it is called in a run's records.
+        kind: "classification" (labels are ints 0..n-1) or "regression" (labels are floats).
+        text_columns: One column of texts, or two for sentence pairs.
+        label_column: The column of labels.
+        label_names: Name of each class by its int; empty for regression.
+        metric: The headline metric, one of `rgft.metrics.METRICS[kind]`; higher is better.
+        splits: "train", "validation", where there is one "test", and any further test sets
+            (other domains) by name. Each holds the text columns and the label column, in memory.
+    """
+
+    name: str
+    kind: Kind
+    text_columns: tuple[str, ...]
+    label_column: str
+    label_names: tuple[str, ...]
+    metric: str
+    splits: Mapping[str, datasets.Dataset]
+
+    @property
+    def num_labels(self) -> int:
+        """Outputs a model's head needs: the number of classes, or 1 for regression."""
+        return len(self.label_names) if self.kind == "classification" else 1
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the content: columns, classes, metric, and every row of every split in order.
+
+        Two tasks with the same fingerprint train alike, so a resumed run can check that its data
+        is the data that it began with. The name is not part of it: a moved folder stays the same.
+        """
+        digest = hashlib.sha256()
+
+        def add(value: object) -> None:
+            digest.update(json.dumps(value, ensure_ascii=True).encode() + b"\n")
+
+        add([self.kind, self.text_columns, self.label_column, self.label_names, self.metric])
+        for split in sorted(self.splits):
+            rows = self.splits[split]
+            add([split, len(rows)])
+            for row in zip(*(rows[name] for name in self._columns()), strict=True):
+                add(row)
+        return digest.hexdigest()
+
+    def _columns(self) -> tuple[str, ...]:
+        return (*self.text_columns, self.label_column)
+
+
+def split_in_memory(
+    texts: Mapping[str, Sequence[str]], label_column: str, labels: Sequence[int] | Sequence[float]
+) -> datasets.Dataset:
+    """A split that lives in memory alone.
+
+    Args:
+        texts: Text columns by name, each [rows].
+        label_column: Name of the label column.
+        labels: All ints (classes) or all floats, [rows].
+    """
+    is_class = all(isinstance(label, int) for label in labels)
+    label_type = datasets.Value("int64" if is_class else "float64")
+    features = {name: datasets.Value("string") for name in texts}
+    columns = {name: list(values) for name, values in texts.items()}
+    return datasets.Dataset.from_dict(
+        columns | {label_column: list(labels)},
+        features=datasets.Features(features | {label_column: label_type}),
+    )
