@@ -23,7 +23,18 @@ METHODS = ("full", "rgft", "rgft-threshold", "random", "lora")
 RATES = {"lora": (1e-3, 2e-3, 4e-3)}
 DEFAULT_RATES = (1e-4, 2e-4, 4e-4)
 SEEDS = (0, 1, 2)
-KEPT = ("method", "task", "model", "seed", "lr", "epochs", "metric", "metrics", "seconds", "versions")
+KEPT = (
+    "method",
+    "task",
+    "model",
+    "seed",
+    "lr",
+    "epochs",
+    "metric",
+    "metrics",
+    "seconds",
+    "versions",
+)
 LOCK = Lock()
 
 Cell = tuple[str, str, float, int]  # task, method, learning rate, seed
@@ -93,7 +104,9 @@ def main() -> None:
     given = parser.parse_args()
     given.records.parent.mkdir(parents=True, exist_ok=True)
     for task in given.tasks:
-        sweep = [(task, m, lr, SEEDS[0]) for m in given.methods for lr in RATES.get(m, DEFAULT_RATES)]
+        sweep = [
+            (task, m, lr, SEEDS[0]) for m in given.methods for lr in RATES.get(m, DEFAULT_RATES)
+        ]
         run_all(sweep, given.epochs, given.records, given.workers)
         done = read(given.records)
         chosen = [(task, m, best_rate(done, task, m), s) for m in given.methods for s in SEEDS[1:]]

@@ -6,8 +6,10 @@ Batches of transformers models hold labels, so that the output has a loss.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 
 import peft
 import torch
@@ -65,7 +67,7 @@ class ResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, 4, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(4)
         widths = (4, 4, 8, 8, 16)
-        for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False), start=1):
+        for i, (inputs, outputs) in enumerate(pairwise(widths), start=1):
             first = BasicBlock(inputs, outputs, 1 if i == 1 else 2)
             setattr(self, f"layer{i}", nn.Sequential(first, BasicBlock(outputs, outputs, 1)))
         self.fc = nn.Linear(16, classes)
@@ -203,23 +205,25 @@ BATCHES: dict[str, Callable[[], Batch]] = {
 }
 
 
-def linear_names(model: nn.Module) -> list[str]:
-    """Paths of the modules that LoRA can adapt; torch's own attention is left as it is."""
+def adaptable(model: nn.Module) -> list[str]:
+    """Paths of the linear maps for LoRA: not a language model's head, not torch's own attention."""
+    getter = getattr(model, "get_output_embeddings", lambda: None)
     return [
         name
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear | Conv1D) and type(module).__name__ != _UNADAPTED
+        if type(module) in (nn.Linear, Conv1D) and module is not getter()
     ]
 
 
-_UNADAPTED = "NonDynamicallyQuantizableLinear"
-
-
 def with_lora(model: nn.Module, rank: int = 2) -> nn.Module:
-    """The model with a LoRA pair at every linear map; both factors are random, none is zero."""
-    targets = linear_names(model)
-    transposed = any(isinstance(module, Conv1D) for module in model.modules())
-    config = peft.LoraConfig(
-        r=rank, target_modules=targets, init_lora_weights=False, fan_in_fan_out=transposed
-    )
-    return peft.get_peft_model(model, config)
+    """The model with a LoRA pair at every linear map; no factor is zero."""
+    config = peft.LoraConfig(r=rank, target_modules=adaptable(model), init_lora_weights=False)
+    return adapted(model, config)
+
+
+def adapted(model: nn.Module, config: peft.PeftConfig) -> nn.Module:
+    """The model with the adapter of a PEFT configuration, the same at every call."""
+    with warnings.catch_warnings():
+        # peft asks transformers by a name that is going out of use, and sets Conv1D's orientation
+        warnings.simplefilter("ignore")
+        return _seeded(partial(peft.get_peft_model, model, config))

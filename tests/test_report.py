@@ -420,6 +420,12 @@ def test_first_component_is_at_the_bottom(run):
     assert list(axis.range) == [-0.5, len(run.error_map.names) - 0.5]
 
 
+def test_legend_speaks_of_frozen_only_where_some_is(tmp_path):
+    rows = [(1, "a", "x", 0, 1, 1, 1)]
+    run = load_run(write_run(tmp_path, parts=[], table=to_table(rows)))
+    assert not any(trace.name == "frozen" for trace in error_map_figure(run).data)
+
+
 def test_each_button_shows_exactly_its_view(run):
     figure = error_map_figure(run)
     (menu,) = figure.layout.updatemenus

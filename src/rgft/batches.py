@@ -17,7 +17,11 @@ MULTIPLE = 8  # lengths are padded to it: few distinct shapes, and whole vector 
 
 
 def tokenize(task: TaskData, split: str, tokenizer: Any, max_length: int) -> list[Example]:
-    """Token ids and label of every row of a split, cut at `max_length` tokens."""
+    """Token ids and label of every row of a split, cut at `max_length` tokens.
+
+    Rows are in their order in "train", and from short to long elsewhere: metrics do not depend on
+    the order, and batches of like lengths need little padding.
+    """
     data = task.splits[split]
     texts = [list(data[column]) for column in task.text_columns]
     labels = list(data[task.label_column])
@@ -29,6 +33,8 @@ def tokenize(task: TaskData, split: str, tokenizer: Any, max_length: int) -> lis
         columns = [encoded[key] for key in encoded]
         for *values, label in zip(*columns, labels[rows], strict=True):
             examples.append({**dict(zip(encoded, values, strict=True)), "labels": label})
+    if split != "train":
+        examples.sort(key=lambda example: len(example["input_ids"]))
     return examples
 
 

@@ -102,11 +102,20 @@ class CostModel:
     def __init__(self, model: nn.Module) -> None:
         self._model = _without_values(model)
         self._graphs: dict[Any, Graph] = {}
+        self._steps: dict[tuple[int, frozenset[str]], StepCost] = {}
 
     @property
     def names(self) -> frozenset[str]:
         """Names of all parameters."""
         return frozenset(name for name, _ in self._model.named_parameters())
+
+    def step(self, trained: frozenset[str], *args: Any, **kwargs: Any) -> StepCost:
+        """FLOPs of one forward and backward of `model(*args, **kwargs)`; see `Graph.cost`."""
+        graph = self.graph(*args, **kwargs)
+        key = (id(graph), trained)
+        if key not in self._steps:
+            self._steps[key] = graph.cost(trained)
+        return self._steps[key]
 
     def graph(self, *args: Any, **kwargs: Any) -> Graph:
         """The operations of `model(*args, **kwargs)`: only shapes and types matter."""
@@ -153,12 +162,8 @@ class FlopMeter:
         if not (model.training and torch.is_grad_enabled()):
             return
         trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
-        self.spent += _cost(self._costs, trained, args, kwargs)
-        self.full += _cost(self._reference, self._reference.names, args, kwargs)
-
-
-def _cost(costs: CostModel, trained: frozenset[str], args: Any, kwargs: Any) -> int:
-    return costs.graph(*args, **kwargs).cost(trained).total
+        self.spent += self._costs.step(trained, *args, **kwargs).total
+        self.full += self._reference.step(self._reference.names, *args, **kwargs).total
 
 
 def _without_values(model: nn.Module) -> nn.Module:
@@ -211,11 +216,11 @@ def _reaching(nodes: Sequence[Node], outputs: set[int]) -> set[int]:
     return reaching
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes every operation on floating-point values as a `Node`."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
         self._index: dict[int, int] = {}
         self._alive: list[Tensor] = []  # keeps ids unique
@@ -263,11 +268,12 @@ def _differentiable(value: Any) -> bool:
 def _factors(packet: Operator, args: Any) -> Sequence[Any]:
     """The two operands of a product: the gradient of each costs as much as the product."""
     added = packet in (torch.ops.aten.addmm, torch.ops.aten.baddbmm)
-    return args[1:3] if added else args[:2]
+    operands: Sequence[Any] = args[1:3] if added else args[:2]
+    return operands
 
 
 def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> tuple[int, int]:
-    """FLOPs of fused attention: two products forward; five in the backward, one of them a recomputation."""
+    """FLOPs of fused attention: two products forward, five backward (one is a recomputation)."""
     *batch, length, width = query
     count = 1
     for size in batch:

@@ -18,7 +18,7 @@ from rgft.error_map import ErrorMap
 from rgft.errors import InputError
 from rgft.execution.binding import bind
 from rgft.execution.engagement import Engagement
-from rgft.execution.freezing import apply_freezing, drop_frozen_gradients
+from rgft.execution.freezing import apply_freezing, drop_gradients
 from rgft.execution.learning_rates import VirtualGroups
 from rgft.execution.measuring import Measuring, Scores
 from rgft.execution.slices import SliceUpdates
@@ -90,6 +90,11 @@ class Guide:
             raise InputError(
                 f"the signal {self.config.signal!r} needs per-sample losses: give Guide(..., probe=...)"
             )
+        if signal.source != "gradient" and not self.config.lag:
+            raise InputError(
+                f"lag=False needs a signal known before the step, {self.config.signal!r} is not; "
+                "use lag=True or a gradient signal such as 'grad-norm'"
+            )
         self._measuring = Measuring(self.binding, signal, self._generator)
         adapted = self.binding.components
         self.error_map = ErrorMap(
@@ -102,8 +107,8 @@ class Guide:
         )
         self._always = torch.tensor([c.kind in self.config.always_train for c in adapted])
         self._engagement = Engagement(model, self.binding, self.config.engagement)
-        self._groups, self._slices = VirtualGroups(), SliceUpdates()
-        self.plan = uniform_plan(adapted)
+        self._groups, self._slices = VirtualGroups(), SliceUpdates(self.binding)
+        self._adopt(uniform_plan(adapted))
         self.step = 0
         self.seconds = 0.0
         self._switched = torch.zeros(len(adapted), dtype=torch.long)
@@ -125,7 +130,7 @@ class Guide:
         """Whether the next step also scores frozen components (it does not update them)."""
         every = self.config.probe_every
         wanted = (
-            self._policy.uses_error and every > 0 and self._measuring.signal.source != "samples"
+            self._policy.uses_error and every > 0 and self._measuring.signal.source == "gradient"
         )
         if not wanted or all(self.plan.trained) or not self._due(self.step + 1):
             return False
@@ -167,7 +172,8 @@ class Guide:
         self.step = int(state["step"])
         self._switched = state["switched"].clone()
         self._generator.set_state(state["generator"])
-        self.plan = replace(self.plan, lr_scale=tuple(float(s) for s in state["lr_scale"]))
+        scale = tuple(float(s) for s in state["lr_scale"])
+        self._adopt(replace(self.plan, lr_scale=scale))
         self._apply()
         self._engagement.begin(self.plan)
 
@@ -196,18 +202,18 @@ class Guide:
         )
         if not self.config.lag and self._due(self.step + 1):
             self._synchronise()
-        rates = {p: group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        self._engagement.before_step(rates, probing=self.probing)
-        drop_frozen_gradients(self.binding, self.plan.lr_scale)
-        scales = self._slices.enter(self.binding, optimizer, self.plan.lr_scale)
-        self._groups.enter(optimizer, scales)
+        self._engagement.before_step(optimizer, probing=self.probing)
+        drop_gradients(self._scale)
+        if self.binding.sliced:
+            self._slices.enter(optimizer, self.plan.lr_scale)
+        self._groups.enter(optimizer, self._scale)
         self.seconds += time.perf_counter() - started
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
         started = time.perf_counter()
         self._groups.leave(optimizer)
-        self._slices.leave(self.binding, optimizer, self.plan.lr_scale)
+        self._slices.leave(optimizer, self.plan.lr_scale)
         self._take_in(self._measuring.after_step(), None)
         self.step += 1
         self.error_map.record(self.step, self.plan.lr_scale)
@@ -249,7 +255,8 @@ class Guide:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        if self._policy.changes or (self.step <= self.config.warmup):
+        first = self.config.warmup or (self.config.every if self._policy.uses_error else 0)
+        if self._policy.changes or self.step <= first:
             before = self.plan.trained
             self._decide(error)
             if self.plan.trained != before:
@@ -277,7 +284,13 @@ class Guide:
         if not self.config.lag and bool((scale == 0).any()):
             raise InputError("lag=False cannot freeze (backward has already run); use lag=True")
         self._switched[(scale > 0) != (previous > 0)] = self.step
-        self.plan = replace(self.plan, lr_scale=tuple(scale.tolist()))
+        self._adopt(replace(self.plan, lr_scale=tuple(scale.tolist())))
+
+    def _adopt(self, plan: Plan) -> None:
+        """Make `plan` the plan; a parameter with several slices steps at their largest rate."""
+        self.plan = plan
+        of = self.binding.scales_of
+        self._scale = {p: max(of(p, plan.lr_scale)) for p in self.binding.parameters.values()}
 
     def _situation(self, error: Tensor) -> Situation:
         return Situation(
@@ -290,8 +303,9 @@ class Guide:
         )
 
     def _apply(self) -> None:
+        """Put the plan in force for the next forward pass."""
         self._engagement.paused = self.probing
-        apply_freezing(self.binding, self.plan.lr_scale, probing=self.probing)
+        apply_freezing(self._scale, probing=self.probing)
 
 
 def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

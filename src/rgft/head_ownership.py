@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -54,7 +55,8 @@ def measure(
         _replace(module, _gated(gate, random))
     _replace(twins[-1], _capture)
     try:
-        with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        with torch.enable_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             mixed = _mixed(twin, inputs[0].inputs, output.inputs // heads)
             weighted = mixed * torch.randn(mixed.shape, generator=random)
             per_head = weighted.reshape(-1, heads, mixed.shape[-1] // heads).sum((0, 2))

@@ -45,7 +45,7 @@ class History:
         return step % self.stride == 0
 
     def append(self, step: int, row: Rows) -> None:
-        """Add the row of one step, `[3, K]` in the order of `COLUMNS`, if it falls on the stride."""
+        """Add the row of one step, `[3, K]` as in `COLUMNS`, if it falls on the stride."""
         if not self.keeps(step):
             return
         self._steps.append(step)

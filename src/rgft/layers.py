@@ -121,6 +121,9 @@ def _repeated(container: nn.Module, minimum: int) -> set[int]:
 
 def _is_stage(module: nn.Module, minimum: int) -> bool:
     """Whether a block is only a frame around blocks of its own (a stage of Swin or ConvNeXt)."""
+    nested = [layer for _, layer in _search(module, "", minimum)]
+    if any(True for layer in nested for _ in attentions(layer)):
+        return True  # layers hold attentions, not layers
     for name, child in module.named_children():
         repeated = _repeated(child, minimum)
         inner = [c for c in child.children() if id(c) in repeated]

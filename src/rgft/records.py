@@ -88,7 +88,7 @@ def code_revision() -> str | None:
 
 
 def peak_memory_bytes() -> int:
-    """Most memory held so far: of the accelerator where there is one, else resident of the process."""
+    """Most memory held so far: on the accelerator, or resident where there is none."""
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

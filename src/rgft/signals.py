@@ -61,7 +61,7 @@ class Statistics:
         return torch.where(largest > 0, scale * total ** (1 / p), largest)
 
     def dot(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
-        r"""The inner product :math:`\langle a, b \rangle` over all slices of each component, `[K]`."""
+        r"""Inner product :math:`\langle a, b \rangle` over all slices of each component, `[K]`."""
         products = self._gather(
             [(a * b).sum(dtype=self.numel.dtype) for a, b in zip(left, right, strict=True)]
         )
@@ -69,8 +69,10 @@ class Statistics:
 
     def _gather(self, scalars: Iterable[Tensor]) -> Tensor:
         """Scalars of all slices as one vector on the device and in the precision of `numel`."""
-        like = self.numel
-        return torch.stack([s.to(like.device, like.dtype, non_blocking=True) for s in scalars])
+        values, like = list(scalars), self.numel
+        if len({s.device for s in values}) > 1:
+            values = [s.to(like.device, non_blocking=True) for s in values]
+        return torch.stack(values).to(like)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,11 @@ class Binding:
     pieces_of: dict[nn.Parameter, tuple[int, ...]]
 
     @property
+    def sliced(self) -> bool:
+        """Whether any parameter is shared by several components."""
+        return len(self.pieces) > len(self.parameters)
+
+    @property
     def device(self) -> torch.device:
         """Where scores are gathered."""
         return self.pieces[0].parameter.device

@@ -50,6 +50,7 @@ class Engagement:
         self._problems: dict[str, None] = {}
         self._received: set[int] = set()
         self._stepped = False
+        self._looked = False
         self.paused = False  # while frozen components are probed, activations do require a gradient
 
     def begin(self, plan: Plan) -> None:
@@ -63,7 +64,7 @@ class Engagement:
             len(self._binding.pieces), dtype=torch.bool, device=self._before.device
         )
         self._received = set()
-        self._stepped = False
+        self._stepped = self._looked = False
         for name, module in _modules_below(self._model, self._binding, plan):
             self._handles.append(module.register_forward_hook(self._watch(name)))
 
@@ -75,11 +76,14 @@ class Engagement:
         self._plan = None
         self._problems = {}
 
-    def before_step(self, learning_rate: dict[nn.Parameter, Any], *, probing: bool) -> None:
+    def before_step(self, optimizer: torch.optim.Optimizer, *, probing: bool) -> None:
         """Look at the gradients that the optimizer is about to use."""
-        if self._plan is None:
+        if self._plan is None or self._looked:
             return
         self._stepped = True
+        groups = optimizer.param_groups
+        learning_rate = {p: group["lr"] for group in groups for p in group["params"]}
+        self._looked = not probing and any(_positive(rate) for rate in learning_rate.values())
         trained = self._plan.trained
         grads: dict[int, Tensor] = {}
         for index, piece in enumerate(self._binding.pieces):
@@ -171,6 +175,11 @@ class Engagement:
                 ] = None
 
         return hook
+
+
+def _positive(rate: Any) -> bool:
+    """Whether a learning rate is known to be above 0; one in a tensor is on the device."""
+    return not isinstance(rate, Tensor) and rate > 0
 
 
 def _any_trained(binding: Binding, parameter: nn.Parameter, trained: tuple[bool, ...]) -> bool:

@@ -52,12 +52,18 @@ class Measuring:
         """Scores of an "update" signal, from what the step changed."""
         if self.signal.source != "update" or not self._observed:
             return None
-        updates = [
-            p.weight - before for p, before in zip(self._observed, self._before, strict=True)
+        taken = [  # a frozen component's gradient is gone by now: it has no score
+            (p, before)
+            for p, before in zip(self._observed, self._before, strict=True)
+            if p.parameter.grad is not None
         ]
-        result = self._score(grads=self._grads(None), weights=self._before, updates=updates)
+        self._observed = [p for p, _ in taken]
         self._before = []
-        return result
+        if not taken:
+            return None
+        weights = [before for _, before in taken]
+        updates = [p.weight - before for p, before in taken]
+        return self._score(grads=self._grads(None), weights=weights, updates=updates)
 
     def from_samples(self, losses: Iterable[Tensor]) -> Scores:
         """Scores of a "samples" signal from per-sample losses; gradients are left as they are.

@@ -20,33 +20,26 @@ class SliceUpdates:
     A frozen slice gets its old bits back, in the weights and in the optimizer's state.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, binding: Binding) -> None:
+        self._binding = binding
         self._before: list[tuple[nn.Parameter, Tensor, dict[str, Tensor]]] = []
 
-    def enter(
-        self, binding: Binding, optimizer: torch.optim.Optimizer, lr_scale: Sequence[float]
-    ) -> dict[nn.Parameter, float]:
-        """Copy what is to be corrected; return the multiplier each parameter steps with."""
+    def enter(self, optimizer: torch.optim.Optimizer, lr_scale: Sequence[float]) -> None:
+        """Copy the parameters whose slices have different multipliers, with their state."""
         self._before = []
-        step_scale: dict[nn.Parameter, float] = {}
-        for parameter in binding.parameters.values():
-            scales = binding.scales_of(parameter, lr_scale)
-            step_scale[parameter] = max(scales)
-            if min(scales) != max(scales):
+        for parameter in self._binding.parameters.values():
+            if len(set(self._binding.scales_of(parameter, lr_scale))) > 1:
                 state = _slicable(optimizer.state.get(parameter, {}), parameter)
                 copies = {key: value.clone() for key, value in state.items()}
                 self._before.append((parameter, parameter.detach().clone(), copies))
-        return step_scale
 
-    def leave(
-        self, binding: Binding, optimizer: torch.optim.Optimizer, lr_scale: Sequence[float]
-    ) -> None:
+    def leave(self, optimizer: torch.optim.Optimizer, lr_scale: Sequence[float]) -> None:
         """Correct the slices after the step."""
         for parameter, before, copies in self._before:
             state = _slicable(optimizer.state.get(parameter, {}), parameter)
-            largest = max(binding.scales_of(parameter, lr_scale))
-            for index in binding.pieces_of[parameter]:
-                piece = binding.pieces[index]
+            largest = max(self._binding.scales_of(parameter, lr_scale))
+            for index in self._binding.pieces_of[parameter]:
+                piece = self._binding.pieces[index]
                 scale, old = lr_scale[piece.component], piece.slice.of(before)
                 if scale == 0:
                     piece.weight.copy_(old)

@@ -29,7 +29,7 @@ def bottom_share(situation: Situation, top: float, floor: float) -> Tensor:
 
 
 def inverse(situation: Situation, alpha: float) -> Tensor:
-    r""":math:`f_k = 1 + \alpha (1 - E_k / \max_j E_j)`: most to the component with the least error."""
+    r""":math:`f_k = 1 + \alpha (1 - E_k / \max_j E_j)`: most where E is least."""
     if situation.error.max() <= 0:
         return torch.ones_like(situation.error)
     return 1 + alpha * (1 - share_of_max(situation.error))
@@ -46,7 +46,7 @@ def head_only(situation: Situation) -> Tensor:
 
 
 def layerwise_decay(situation: Situation, decay: float) -> Tensor:
-    r""":math:`f_k = \xi^{D - d_k}` for depth :math:`d_k` of at most :math:`D` (LLRD; Howard & Ruder 2018)."""
+    r""":math:`f_k = \xi^{D - d_k}` for depth :math:`d_k` of at most :math:`D` (Howard & Ruder 2018)."""
     return decay ** (situation.depth.max() - situation.depth)
 
 

@@ -20,7 +20,7 @@ def normalized_max(situation: Situation, alpha: float) -> Tensor:
 
 
 def normalized_sum(situation: Situation, alpha: float) -> Tensor:
-    r""":math:`f_k = 1 + \alpha K E_k / \sum_j E_j`, with mean 1 + alpha once the map is not all 0."""
+    r""":math:`f_k = 1 + \alpha K E_k / \sum_j E_j`, of mean 1 + alpha; 1 while E is all 0."""
     share = share_of_max(situation.error)
     total = share.sum()
     return 1 + alpha * len(share) * share / total if total > 0 else torch.ones_like(share)
@@ -42,7 +42,7 @@ def rank_based(situation: Situation, alpha: float) -> Tensor:
 
 
 def proportional(situation: Situation) -> Tensor:
-    r""":math:`f_k = E_k / \max_j E_j`, the rule of Auto-RGN (Lee et al. 2023); 1 while E is all 0."""
+    r""":math:`f_k = E_k / \max_j E_j`, as in Auto-RGN (Lee et al. 2023); 1 while E is all 0."""
     if situation.error.max() <= 0:
         return torch.ones_like(situation.error)
     return share_of_max(situation.error)

@@ -97,7 +97,8 @@ def heatmap(grid: ErrorGrid, views: Sequence[View], overlay: Overlay) -> go.Figu
         figure.add_trace(_cells(grid, names, view, visible=index == 0))
     mark = max(THINNEST_MARK, overlay.filling * row_height)
     figure.add_trace(_marks(grid, names, overlay, gap=max(0.0, row_height - mark)))
-    figure.add_trace(_legend_entry(overlay))
+    if overlay.mask.any():
+        figure.add_trace(_legend_entry(overlay))
     figure.update_layout(
         template="plotly_white",
         height=height + 130,

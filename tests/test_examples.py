@@ -1,0 +1,41 @@
+"""The examples run from their first line to their last."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rgft.error_map import ErrorMap
+
+FOLDER = Path(__file__).parent.parent / "examples"
+PRINTED = {
+    "plain_loop.py": "error map after step 3",
+    "trainer.py": "the plan after 3 steps",
+    "lora.py": "LoRA pairs after step 3",
+}
+
+
+def run_example(name: str, folder: Path) -> str:
+    command = [sys.executable, "-W", "error::RuntimeWarning", str(FOLDER / name), "--steps", "3"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_every_example_is_tested() -> None:
+    assert {path.name for path in FOLDER.glob("*.py")} == set(PRINTED)
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_example_runs(name: str, tmp_path: Path) -> None:
+    assert PRINTED[name] in run_example(name, tmp_path)
+    if name == "plain_loop.py":
+        error_map = ErrorMap.from_parquet(tmp_path / "error_map.parquet")
+        assert error_map.history.steps.tolist() == [1, 2, 3]
