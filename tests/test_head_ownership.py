@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from families import FAMILIES
-from rgft.architecture import blocks, outline
-from rgft.head_ownership import UnmeasurableError, measure
-from rgft.projections import find_projections
+from rgft.structure.architecture import blocks, outline
+from rgft.structure.head_ownership import UnmeasurableError, measure
+from rgft.structure.projections import find_projections
 
 HEADS = 4
 MEASURED = ("bert", "roberta", "distilbert", "albert", "electra", "t5", "bart", "gpt2", "gpt_neox")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from families import FAMILIES
-from rgft.layers import attentions, find_layers, is_norm, matrices, plain, unwrapped
+from rgft.structure.layers import attentions, find_layers, is_norm, matrices, plain, unwrapped
 
 
 def paths(root: nn.Module) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from families import FAMILIES, with_lora
-from rgft.projections import Piece, UnsplittableError, find_projections
+from rgft.structure.projections import Piece, UnsplittableError, find_projections
 
 
 class Separate(nn.Module):

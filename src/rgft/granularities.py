@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from rgft.architecture import Part, blocks, outline
-from rgft.attention_heads import Head, split_heads
+from rgft.structure.architecture import Part, blocks, outline
+from rgft.structure.attention_heads import Head, split_heads
 from rgft.errors import InputError
-from rgft.layers import unwrapped
-from rgft.projections import Piece, UnsplittableError
+from rgft.structure.layers import unwrapped
+from rgft.structure.projections import Piece, UnsplittableError
 
 Grouping = Callable[[str, Parameter], str]
 Granularity = str | Grouping

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from torch.nn import Parameter
 
-from rgft.layers import is_norm, plain
+from rgft.structure.layers import is_norm, plain
 
 _SUFFIX = r"(?:_?(?:proj|lin|linear|layer|projection))?"
 _ROLE = re.compile(rf"(?:to_|w)?(q|k|v|query|key|value){_SUFFIX}", re.IGNORECASE)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 from torch.nn import Parameter
 
-from rgft.layers import (
+from rgft.structure.layers import (
     Named,
     attentions,
     embeds,

@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from rgft.head_ownership import UnmeasurableError, measure
-from rgft.projections import (
+from rgft.structure.head_ownership import UnmeasurableError, measure
+from rgft.structure.projections import (
     Piece,
     Projection,
     UnsplittableError,

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from rgft.layers import is_norm
-from rgft.projections import Projection
+from rgft.structure.layers import is_norm
+from rgft.structure.projections import Projection
 
 Forward = Callable[..., Tensor]
 

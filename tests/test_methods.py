@@ -1,0 +1,200 @@
+"""Every method through every property: whatever is added to METHODS is tested here as it is."""
+
+from __future__ import annotations
+
+import copy
+import io
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from flops import counted_flops
+from tiny import (
+    bert,
+    bert_loss,
+    bert_with_lora,
+    fit,
+    optimizer_state,
+    same_state,
+    tokens,
+    values,
+)
+from torch import Tensor, nn
+
+from rgft import METHODS, Config, CostModel, Guide, InputError
+from rgft.methods import find_method
+
+STEPS = 20
+FREEZES = {"rgft-threshold", "linear-probing", "suffix", "random", "gradual-unfreezing"}
+ALL = sorted(METHODS)
+
+
+def config_of(method: str, **changes: Any) -> Config:
+    """The method's own settings, with decisions often enough for a run of 20 steps."""
+    config = METHODS[method].config
+    settings: dict[str, Any] = {"every": 4, "warmup": min(config.warmup, 2), "total_steps": STEPS}
+    return replace(config, **(settings | changes))
+
+
+def start(method: str, **changes: Any) -> tuple[nn.Module, torch.optim.Optimizer, Guide]:
+    """Model, optimizer and guide, the same at every call. Momentum and weight decay are on."""
+    model = bert_with_lora() if METHODS[method].lora else bert()
+    chosen = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(chosen, METHODS[method].lr * 10, weight_decay=0.1)
+    return model, optimizer, Guide(model, optimizer, config_of(method, **changes))
+
+
+def with_probe(guide: Guide) -> Guide:
+    assert guide._measuring.signal.source != "samples", "give the table's runs a probe"
+    return guide
+
+
+@pytest.fixture(autouse=True)
+def strict() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_trains_and_says_nothing(method: str) -> None:
+    model, optimizer, guide = start(method)
+    with_probe(guide)
+    losses = list(fit(model, optimizer, tokens() * STEPS, bert_loss))
+    # A head on random features learns a batch of four slowly.
+    assert losses[-1] < losses[0] * (0.98 if method == "linear-probing" else 0.8)
+    assert guide.step == STEPS
+    assert guide.error_map.to_pandas()["error"].gt(0).any()
+
+
+@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("stop", [3, 9])
+def test_resumes_bit_for_bit(method: str, stop: int) -> None:
+    batches = tokens(14)
+    whole, first, second = (start(method) for _ in range(3))
+    list(fit(*whole[:2], batches, bert_loss))
+    list(fit(*first[:2], batches[:stop], bert_loss))
+    file = io.BytesIO()
+    torch.save([part.state_dict() for part in first], file)
+    file.seek(0)
+    for part, state in zip(second, torch.load(file, weights_only=True), strict=True):
+        part.load_state_dict(state)
+    list(fit(*second[:2], batches[stop:], bert_loss))
+    assert whole[2].plan == second[2].plan
+    assert same_state(values(whole[0]), values(second[0]))
+    assert same_state(optimizer_state(*whole[:2]), optimizer_state(*second[:2]))
+    assert torch.equal(whole[2].error_map.values, second[2].error_map.values)
+
+
+def frozen_names(guide: Guide) -> set[str]:
+    """Parameters that the plan in force does not train."""
+    trained = dict(zip((c.name for c in guide.plan.components), guide.plan.trained, strict=True))
+    return {s.parameter for c in guide.plan.components if not trained[c.name] for s in c.slices}
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_frozen_keeps_its_bits_and_trained_moves(method: str) -> None:
+    model, optimizer, guide = start(method)
+    adaptable = set(guide.binding.parameters)
+    ever_frozen = 0
+    for batch in tokens(STEPS):
+        frozen = frozen_names(guide)
+        ever_frozen += bool(frozen)
+        weights, state = values(model), optimizer_state(model, optimizer)
+        list(fit(model, optimizer, [batch], bert_loss))
+        after, state_after = values(model), optimizer_state(model, optimizer)
+        for name in after:
+            held = name in frozen or name not in adaptable
+            same = torch.equal(after[name], weights[name])
+            if held:
+                assert same, name
+                assert same_state(state_after[name], state[name]), name
+            elif not name.endswith(("key.bias", "position_embeddings.weight")):
+                # attention does not depend on the key's bias
+                assert not same, name
+    assert bool(ever_frozen) == (method in FREEZES)
+
+
+def boundary_modules(model: nn.Module, guide: Guide, active: frozenset[str]) -> list[nn.Module]:
+    """Layers (and embeddings) that lie below everything that requires a gradient."""
+    depth = {s.parameter: c.depth for c in guide.components for s in c.slices}
+    lowest = min(depth[name] for name in active)
+    base: Any = model.base_model.model.bert if hasattr(model, "peft_config") else model.bert
+    stack = [base.embeddings, *base.encoder.layer]
+    return [module for i, module in enumerate(stack) if i < lowest]
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_backward_stops_where_the_plan_says_and_costs_what_is_predicted(method: str) -> None:
+    model, optimizer, guide = start(method)
+    predicted = CostModel(model)
+    fired: list[str] = []
+    for module_name, module in model.named_modules():
+        if module_name.endswith(("embeddings", "layer.0", "layer.1", "layer.2")):
+            module.register_forward_hook(tensor_hook(module_name, fired))
+    stopped = 0
+    for batch in tokens(12):
+        fired.clear()
+        active = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
+        assert guide.active == active
+        below = boundary_modules(model, guide, active)
+        names = {n for n, m in model.named_modules() if m in below}
+        optimizer.zero_grad()
+        forward, backward = counted_flops(model, batch)
+        assert not names & set(fired)
+        assert (forward, backward) == cost_of(predicted, active, batch)
+        if not guide.probing:
+            frozen = frozen_names(guide)
+            assert all(p.grad is None for n, p in model.named_parameters() if n in frozen)
+            stopped += bool(below)
+        optimizer.step()
+    # LoRA pairs in the first layer need the gradient down to it, but not in the embeddings.
+    assert bool(stopped) == (method in FREEZES or METHODS[method].lora)
+
+
+def tensor_hook(name: str, fired: list[str]) -> Any:
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        del module, args
+        hidden = output if isinstance(output, Tensor) else output[0]
+        if hidden.requires_grad:
+            hidden.register_hook(lambda _: fired.append(name))
+
+    return hook
+
+
+def cost_of(model: CostModel, active: frozenset[str], batch: dict[str, Tensor]) -> tuple[int, int]:
+    cost = model.graph(**batch).cost(active)
+    return cost.forward, cost.backward
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_leaves_groups_and_modules_as_they_were(method: str) -> None:
+    model, optimizer, guide = start(method)
+    before = copy.deepcopy([{k: v for k, v in g.items() if k != "params"} for g in
+                            optimizer.param_groups])
+    parameters = [[id(p) for p in g["params"]] for g in optimizer.param_groups]
+    list(fit(model, optimizer, tokens(6), bert_loss))
+    guide.close()
+    assert [[id(p) for p in g["params"]] for g in optimizer.param_groups] == parameters
+    after = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    assert after == before
+    assert all(p.requires_grad for p in guide.binding.parameters.values())
+    assert not any(m._forward_hooks for m in model.modules())
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_has_a_summary_of_one_line_and_a_learning_rate(method: str) -> None:
+    found = find_method(method)
+    assert found.summary
+    assert "\n" not in found.summary
+    assert 0 < found.lr < 1
+
+
+def test_an_unknown_method_is_refused_with_what_is_allowed() -> None:
+    with pytest.raises(InputError, match="unknown method 'nonsense'; allowed: rgft, ") as caught:
+        find_method("nonsense")
+    assert "\n" not in str(caught.value)
