@@ -14,11 +14,7 @@ DISPLAYED = re.compile(r"^(?P<indent>[ ]*)\.\. math:: (?P<tex>.*)$", re.MULTILIN
 
 
 def markdown(docstring: str) -> str:
-    """The docstring with doctests and formulas as code.
-
-    >>> print(markdown("Sum :math:`x_k`."))
-    Sum `x_k`.
-    """
+    """The docstring with doctests and formulas as code."""
     docstring = DOCTEST.sub(r"\g<indent>```pycon\n\g<0>\n\g<indent>```", docstring)
     docstring = DISPLAYED.sub(r"\g<indent>```tex\n\g<indent>\g<tex>\n\g<indent>```", docstring)
     return INLINE.sub(r"`\1`", docstring)

@@ -6,11 +6,15 @@ import copy
 import io
 import math
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
+from torch import Tensor, nn
+
+from rgft import Config, Guide, InputError, Policy, Situation, error_map
 from tiny import (
     bert,
     bert_loss,
@@ -23,15 +27,12 @@ from tiny import (
     tokens,
     values,
 )
-from torch import Tensor, nn
-
-from rgft import Config, Guide, InputError, Policy, Situation, error_map
 
 # -- the published loop, with nothing of the library in it ------------------------------------
 
 
 def component_of(name: str) -> int:
-    return {"0": 0, "2": 1, "4": 2}[name.split(".")[0]]
+    return {"0": 0, "2": 1, "4": 2}[name.split(".", maxsplit=1)[0]]
 
 
 def norm(gradients: list[Tensor], p: float) -> float:
@@ -267,7 +268,7 @@ class GroupStepping(torch.optim.Optimizer):
             else:
                 group["count"] += 1
             for parameter in group["params"]:
-                parameter -= group["lr"] * parameter.grad
+                parameter.sub_(group["lr"] * parameter.grad)
 
 
 @pytest.mark.parametrize("key", ["total", "lr"])
@@ -513,7 +514,7 @@ def test_min_stay_keeps_a_component_in_its_state() -> None:
     def shortest(plans: list[tuple[float, ...]], k: int) -> int:
         switches = [t for t in range(1, 40) if plans[t][k] != plans[t - 1][k]]
         assert len(switches) > 2
-        return min(b - a for a, b in zip(switches, switches[1:], strict=False))
+        return min(b - a for a, b in pairwise(switches))
 
     assert shortest(free, 0) == 1
     assert min(shortest(held, 0), shortest(held, 1)) >= 5

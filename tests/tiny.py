@@ -25,7 +25,10 @@ def mlp(dtype: torch.dtype = torch.float64) -> nn.Sequential:
 def mlp_batches(count: int, dtype: torch.dtype = torch.float64) -> Batches:
     random = torch.Generator().manual_seed(1)
     return [
-        (torch.randn(8, 5, generator=random).to(dtype), torch.randn(8, 3, generator=random).to(dtype))
+        (
+            torch.randn(8, 5, generator=random).to(dtype),
+            torch.randn(8, 3, generator=random).to(dtype),
+        )
         for _ in range(count)
     ]
 

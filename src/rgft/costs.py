@@ -15,10 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
+_QKV = ("query", "key", "value")
 Operator = Any  # torch._ops.OpOverload, which has no public type
 
 
@@ -100,7 +104,8 @@ class CostModel:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._model = _without_values(model)
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._model = _without_values(model).train()
         self._graphs: dict[Any, Graph] = {}
         self._steps: dict[tuple[int, frozenset[str]], StepCost] = {}
 
@@ -121,7 +126,7 @@ class CostModel:
         """The operations of `model(*args, **kwargs)`: only shapes and types matter."""
         key = _shapes((args, kwargs), self._model.training)
         if key not in self._graphs:
-            self._graphs[key] = _trace(self._model, args, kwargs)
+            self._graphs[key] = _trace(self._model, self._device, args, kwargs)
         return self._graphs[key]
 
 
@@ -185,14 +190,14 @@ def _shapes(tree: Any, training: bool) -> Any:
     return parts, str(structure), training
 
 
-def _trace(model: nn.Module, args: Any, kwargs: Any) -> Graph:
+def _trace(model: nn.Module, device: torch.device, args: Any, kwargs: Any) -> Graph:
     def empty(tensor: Tensor) -> Tensor:
         return torch.empty_like(tensor, device="meta")
 
     args, kwargs = tree_map_only(Tensor, empty, (args, kwargs))
     recorder = _Recorder()
     parameters = {name: recorder.index(p) for name, p in model.named_parameters()}
-    with torch.no_grad(), recorder:
+    with torch.no_grad(), recorder, _FusedAttention(recorder, device):
         output = model(*args, **kwargs)
     outputs = {recorder.index(t) for t in _result(output)}
     return Graph(tuple(recorder.nodes), parameters, frozenset(_reaching(recorder.nodes, outputs)))
@@ -224,6 +229,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.nodes: list[Node] = []
         self._index: dict[int, int] = {}
         self._alive: list[Tensor] = []  # keeps ids unique
+        self.paused = False
 
     def index(self, tensor: Tensor) -> int:
         if id(tensor) not in self._index:
@@ -238,7 +244,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.overloadpacket is torch.ops.aten._local_scalar_dense:
             return False if args[0].dtype == torch.bool else 1  # no value decides what work is done
         result = func(*args, **(kwargs or {}))
-        if func.overloadpacket is not torch.ops.aten.detach:
+        if func.overloadpacket is not torch.ops.aten.detach and not self.paused:
             self._note(func, args, kwargs or {}, result)
         return result
 
@@ -249,16 +255,60 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         inputs, outputs = (tuple(self.index(t) for t in group) for group in (tensors, made))
         packet = func.overloadpacket
-        if packet not in flop_registry and packet not in ATTENTION:
+        if packet not in flop_registry:
             self.nodes.append(Node(inputs, outputs))
-        elif packet in ATTENTION:
-            forward, joint = _attention(args[0].shape, args[1].shape, args[2].shape)
-            self.nodes.append(Node(inputs, outputs, forward, joint=joint))
         else:
             forward = flop_registry[packet](*args, **kwargs, out_val=result)
             factors = _factors(packet, args)
             gradients = tuple((self.index(t), forward) for t in factors if _differentiable(t))
             self.nodes.append(Node(inputs, outputs, forward, gradients))
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Notes attention as one operation where the device would run a fused kernel.
+
+    On the meta device attention always falls apart into products; whether it does on a real one
+    depends on the kernels there, the types and dropout, which PyTorch itself is asked about.
+    """
+
+    def __init__(self, recorder: _Recorder, device: torch.device) -> None:
+        super().__init__()
+        self._recorder = recorder
+        self._device = device
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        del types
+        kwargs = kwargs or {}
+        if func is not scaled_dot_product_attention or not self._fused(args, kwargs):
+            return func(*args, **kwargs)
+        self._recorder.paused = True
+        result = func(*args, **kwargs)
+        self._recorder.paused = False
+        given = [*args, *kwargs.values()]
+        tensors = [t for t in given if _differentiable(t)]
+        query, key, value = ([*args, *(kwargs.get(n) for n in _QKV[len(args) :])])[:3]
+        forward, joint = _attention(query.shape, key.shape, value.shape)
+        inputs = tuple(self._recorder.index(t) for t in tensors)
+        node = Node(inputs, (self._recorder.index(result),), forward, joint=joint)
+        self._recorder.nodes.append(node)
+        return result
+
+    def _fused(self, args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether the device has a fused kernel for this call."""
+
+        def real(tensor: Tensor) -> Tensor:
+            size, stride = tensor.size(), tensor.stride()
+            return torch.empty_strided(size, stride, dtype=tensor.dtype, device=self._device)
+
+        if self._device.type == "meta":
+            return False
+        self._recorder.paused = True
+        args, kwargs = tree_map_only(Tensor, real, (args, kwargs))
+        choice = torch._fused_sdp_choice(*args, **kwargs)
+        self._recorder.paused = False
+        return int(choice) != SDPBackend.MATH.value
 
 
 def _differentiable(value: Any) -> bool:
@@ -281,14 +331,3 @@ def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -
     scores = 2 * count * length * key[-2] * width
     mixed = 2 * count * length * key[-2] * value[-1]
     return scores + mixed, 3 * scores + 2 * mixed
-
-
-ATTENTION: frozenset[Operator] = frozenset(
-    {
-        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
-        torch.ops.aten._scaled_dot_product_flash_attention,
-        torch.ops.aten._scaled_dot_product_efficient_attention,
-        torch.ops.aten._scaled_dot_product_cudnn_attention,
-        torch.ops.aten._scaled_dot_product_fused_attention_overrideable,
-    }
-)

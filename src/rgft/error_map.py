@@ -48,7 +48,7 @@ class ErrorMap:
     [2.0, 6.0]
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two have defaults
         self,
         components: Sequence[Component],
         beta: float,

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from rgft.errors import InputError
 from rgft.structure.architecture import Part, blocks, outline
 from rgft.structure.attention_heads import Head, split_heads
-from rgft.errors import InputError
 from rgft.structure.layers import unwrapped
 from rgft.structure.projections import Piece, UnsplittableError
 
@@ -175,8 +175,11 @@ def _class(model: nn.Module) -> str:
 
 
 def _by_parameter(model: nn.Module) -> list[Draft]:
-    depths = _depths(outline(model))
-    return [_whole(n, "parameter", depths[id(p)], [p]) for n, p in model.named_parameters()]
+    parts = _part_of(outline(model))
+    return [
+        _whole(name, _kind("parameter", [parts[id(p)]]), parts[id(p)].depth, [p])
+        for name, p in model.named_parameters()
+    ]
 
 
 def _by_pattern(model: nn.Module, pattern: str) -> list[Draft]:
@@ -207,7 +210,7 @@ def _found(expression: re.Pattern[str], name: str) -> str:
 
 def _by_function(model: nn.Module, group: Grouping) -> list[Draft]:
     """Parameters by what a function of name and parameter says; the lowest depth counts."""
-    depths = _depths(outline(model))
+    parts = _part_of(outline(model))
     groups: dict[str, list[Parameter]] = {}
     for name, parameter in model.named_parameters():
         label = group(name, parameter)
@@ -217,14 +220,21 @@ def _by_function(model: nn.Module, group: Grouping) -> list[Draft]:
                 "name of a component, a string that is not empty."
             )
         groups.setdefault(label, []).append(parameter)
-    return [
-        _whole(label, "custom", min(depths[id(p)] for p in held), held)
-        for label, held in groups.items()
-    ]
+    found = []
+    for label, held in groups.items():
+        within = [parts[id(p)] for p in held]
+        depth = min(part.depth for part in within)
+        found.append(_whole(label, _kind("custom", within), depth, held))
+    return found
 
 
-def _depths(parts: list[Part]) -> dict[int, int]:
-    return {id(p): part.depth for part in parts for p in part.parameters}
+def _part_of(parts: list[Part]) -> dict[int, Part]:
+    return {id(p): part for part in parts for p in part.parameters}
+
+
+def _kind(kind: str, parts: list[Part]) -> str:
+    """`kind`, but "head" for what lies in task heads alone: those are never frozen."""
+    return "head" if all(part.kind == "head" for part in parts) else kind
 
 
 _SPLITS: dict[str, Callable[[nn.Module], list[Draft]]] = {

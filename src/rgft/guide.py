@@ -88,7 +88,8 @@ class Guide:
         signal = find_signal(self.config.signal, self.config.p)
         if signal.source == "samples" and probe is None:
             raise InputError(
-                f"the signal {self.config.signal!r} needs per-sample losses: give Guide(..., probe=...)"
+                f"the signal {self.config.signal!r} needs per-sample losses: "
+                "give Guide(..., probe=...)"
             )
         if signal.source != "gradient" and not self.config.lag:
             raise InputError(
@@ -278,8 +279,8 @@ class Guide:
             scale = mean_one(scale)
         if not bool((scale > 0).any()):
             raise InputError(
-                "the policy freezes every component: nothing would train; the model has no component "
-                f"of kind {' or '.join(self.config.always_train) or '-'} that always trains"
+                "the policy freezes every component: nothing would train; the model has no "
+                f"component of kind {' or '.join(self.config.always_train) or '-'} that always trains"
             )
         if not self.config.lag and bool((scale == 0).any()):
             raise InputError("lag=False cannot freeze (backward has already run); use lag=True")

@@ -34,7 +34,8 @@ def locate(model: str) -> str:
         path.is_absolute() or model.startswith((".", "~")) or model.count("/") > 1
     ):
         raise InputError(
-            f"there is no model folder {model}; give a folder, a hub id or one of: {', '.join(PACKAGED)}"
+            f"there is no model folder {model}; give a folder, a hub id or one of: "
+            f"{', '.join(PACKAGED)}"
         )
     return model
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from rgft.components import partition
 from rgft.errors import EngagementError
 from rgft.execution.binding import Binding
 from rgft.plan import Plan
@@ -48,9 +49,16 @@ class Engagement:
         self._before = torch.empty(0)
         self._expected = torch.empty(0)
         self._problems: dict[str, None] = {}
-        self._received: set[int] = set()
+        self._received: set[int] = set()  # pieces with a gradient
+        self._layered = {
+            part.parameter
+            for component in partition(model, "layer")
+            if component.kind == "layer"
+            for part in component.slices
+        }
         self._stepped = False
         self._looked = False
+        self._open = False  # whether a trained module has run in the present forward pass
         self.paused = False  # while frozen components are probed, activations do require a gradient
 
     def begin(self, plan: Plan) -> None:
@@ -65,8 +73,7 @@ class Engagement:
         )
         self._received = set()
         self._stepped = self._looked = False
-        for name, module in _modules_below(self._model, self._binding, plan):
-            self._handles.append(module.register_forward_hook(self._watch(name)))
+        self._watch_modules(plan)
 
     def end(self) -> None:
         """Stop watching."""
@@ -75,6 +82,19 @@ class Engagement:
         self._handles.clear()
         self._plan = None
         self._problems = {}
+
+    def _watch_modules(self, plan: Plan) -> None:
+        """Look at what frozen modules put out that run before any trained one."""
+        below, trained = _sides(self._model, self._binding, plan)
+        hooks = [module.register_forward_hook(self._watch(name)) for name, module in below]
+        if below:
+            self._open = False
+            hooks.append(self._model.register_forward_pre_hook(lambda *_: self._set_open(False)))
+            hooks += [m.register_forward_pre_hook(lambda *_: self._set_open(True)) for m in trained]
+        self._handles += hooks
+
+    def _set_open(self, value: bool) -> None:
+        self._open = value
 
     def before_step(self, optimizer: torch.optim.Optimizer, *, probing: bool) -> None:
         """Look at the gradients that the optimizer is about to use."""
@@ -97,10 +117,12 @@ class Engagement:
                     "(something set requires_grad or grad after the plan was applied)"
                 ] = None
         if grads:
-            self._received.update(self._binding.pieces[i].component for i in grads)
-            rates = [learning_rate[self._binding.pieces[i].parameter] for i in grads]
-            sizes = torch._foreach_norm(list(grads.values()), torch.inf)
-            moving = [size * rate > 0 for size, rate in zip(sizes, rates, strict=True)]
+            self._received.update(grads)
+            moving = []
+            for i, grad in grads.items():
+                piece = self._binding.pieces[i]
+                scale = self._plan.lr_scale[piece.component]
+                moving.append(_moves(piece.weight, grad, learning_rate[piece.parameter] * scale))
             self._expected[list(grads)] |= torch.stack([m.to(self._before.device) for m in moving])
 
     def result(self) -> Tensor:
@@ -146,17 +168,18 @@ class Engagement:
         return problems
 
     def _silence(self) -> list[str]:
-        """Whether all that was to train, but for new heads, is without a gradient."""
+        """Whether all that was to train in the layers is without a gradient."""
         assert self._plan is not None
+        pieces = self._binding.pieces
         body = {
             i
-            for i, (c, on) in enumerate(zip(self._plan.components, self._plan.trained, strict=True))
-            if on and c.kind != "head"
+            for i, piece in enumerate(pieces)
+            if self._plan.trained[piece.component] and piece.slice.parameter in self._layered
         }
         if body and not body & self._received:
-            name = self._plan.components[min(body)].name
+            name = self._plan.components[pieces[min(body)].component].name
             return [
-                f"no gradient reached any trained component ('{name}', ...); reentrant gradient "
+                f"no gradient reached any trained layer ('{name}', ...); reentrant gradient "
                 "checkpointing does this: pass use_reentrant=False"
             ]
         return []
@@ -165,13 +188,14 @@ class Engagement:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
             del module, args
             if (
-                not self.paused
+                not (self.paused or self._open)
                 and torch.is_grad_enabled()
                 and any(t.requires_grad for t in _tensors(output))
             ):
                 self._problems[
-                    f"backward does not stop below the plan's boundary: the output of frozen '{name}' "
-                    "requires a gradient (enable_input_require_grads, a hook, or inputs that require one)"
+                    "backward does not stop below the plan's boundary: the output of frozen "
+                    f"'{name}' requires a gradient (enable_input_require_grads, a hook, or inputs "
+                    "that require one)"
                 ] = None
 
         return hook
@@ -186,15 +210,31 @@ def _any_trained(binding: Binding, parameter: nn.Parameter, trained: tuple[bool,
     return any(trained[binding.pieces[i].component] for i in binding.pieces_of[parameter])
 
 
-def _modules_below(model: nn.Module, binding: Binding, plan: Plan) -> list[tuple[str, nn.Module]]:
-    """Modules whose own parameters all lie below the boundary."""
+def _moves(weight: Tensor, grad: Tensor, rate: Any) -> Tensor:
+    """Whether a step is large enough for some weight to show it, bool scalar on the device.
+
+    At the start of a warm-up of the learning rate, updates of half-precision weights round to 0.
+    """
+    step = grad.float().abs().clamp(max=1) * rate
+    shows: Tensor = step > torch.finfo(weight.dtype).eps * weight.float().abs()
+    return shows.any()
+
+
+def _sides(
+    model: nn.Module, binding: Binding, plan: Plan
+) -> tuple[list[tuple[str, nn.Module]], list[nn.Module]]:
+    """Modules below the boundary with nothing trained in them; modules that own what trains."""
+    trained = {id(p) for p in binding.parameters.values() if _any_trained(binding, p, plan.trained)}
     below = {
-        piece.slice.parameter
+        piece.slice.parameter.rpartition(".")[0]
         for piece in binding.pieces
         if plan.components[piece.component].depth < plan.boundary
     }
-    owners = {name.rpartition(".")[0] for name in below}
-    return [(name, model.get_submodule(name)) for name in sorted(owners)]
+    frozen = [(name, model.get_submodule(name)) for name in sorted(below)]
+    return (
+        [(name, m) for name, m in frozen if not any(id(p) in trained for p in m.parameters())],
+        [m for m in model.modules() if any(id(p) in trained for p in m.parameters(recurse=False))],
+    )
 
 
 def _tensors(output: Any) -> list[Tensor]:

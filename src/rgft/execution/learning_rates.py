@@ -57,8 +57,8 @@ class VirtualGroups:
                 first = written.setdefault((id(real), key), value)
                 if key in ("lr", "params") or not _same(first, value):
                     raise InputError(
-                        f"{type(optimizer).__name__} writes '{key}' to its parameter groups at each "
-                        "step, so that learning rates per component cannot be applied to it; "
+                        f"{type(optimizer).__name__} writes '{key}' to its parameter groups at "
+                        "each step, so that learning rates per component cannot be applied to it; "
                         "use an optimizer that keeps its state per parameter, such as AdamW"
                     )
                 real[key] = value

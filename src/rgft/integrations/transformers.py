@@ -63,8 +63,8 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         saved = (state.stateful_callbacks or {}).get(name)
         if state.global_step and not saved:
             raise InputError(
-                "the checkpoint has no state of residual-guided fine-tuning, so that an exact resume "
-                "is impossible; start anew, or resume without the callback"
+                "the checkpoint has no state of residual-guided fine-tuning, so that an exact "
+                "resume is impossible; start anew, or resume without the callback"
             )
         if saved and state.global_step:
             self.guide.load_state_dict(decode_state(saved["attributes"]["guide"]))

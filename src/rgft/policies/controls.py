@@ -46,7 +46,7 @@ def head_only(situation: Situation) -> Tensor:
 
 
 def layerwise_decay(situation: Situation, decay: float) -> Tensor:
-    r""":math:`f_k = \xi^{D - d_k}` for depth :math:`d_k` of at most :math:`D` (Howard & Ruder 2018)."""
+    r""":math:`f_k = \xi^{D - d_k}` for depth :math:`d_k` up to :math:`D` (Howard & Ruder 2018)."""
     return decay ** (situation.depth.max() - situation.depth)
 
 

@@ -1,0 +1,77 @@
+"""Fill the tables in README from the records; no number is typed by hand.
+
+    python benchmarks/tables.py          # write
+    python benchmarks/tables.py --check  # fail if README is not what the records say
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from comparison import METHODS, SEEDS, best_rate, read
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "benchmarks" / "records" / "comparison.jsonl"
+BEGIN, END = "<!-- comparison:begin -->", "<!-- comparison:end -->"
+
+
+def rows(task: str, done: dict[Any, dict[str, Any]]) -> list[str]:
+    """One line a method whose cells are all there: quality over the seeds, and FLOPs."""
+    lines = []
+    for method in METHODS:
+        try:
+            rate = best_rate(done, task, method)
+            runs = [done[task, method, rate, seed] for seed in SEEDS]
+        except KeyError:
+            continue
+        scores = {
+            split: [100 * run["metrics"][split][run["metric"]] for run in runs]
+            for split in ("validation", "test")
+        }
+        quality = " | ".join(
+            f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+            for values in scores.values()
+        )
+        share = statistics.mean(run["flops"]["share"] for run in runs)
+        lines.append(f"| `{method}` | {rate:g} | {quality} | {share:.3f} |")
+    return lines
+
+
+def table() -> str:
+    """Markdown for all tasks that have records."""
+    done = read(RECORDS)
+    parts = []
+    for task in dict.fromkeys(record["task"] for record in done.values()):
+        lines = rows(task, done)
+        if lines:
+            epochs = {f"{r['epochs']:g}" for r in done.values() if r["task"] == task}
+            metric = next(r["metric"] for r in done.values() if r["task"] == task)
+            header = f"| {task} | learning rate | validation | test | FLOPs, share of full |"
+            parts.append(
+                f"{task}: {metric} x 100 after {', '.join(epochs)} epoch, mean ± standard deviation "
+                f"of {len(SEEDS)} seeds\n\n{header}\n|---|---|---|---|---|\n" + "\n".join(lines)
+            )
+    return "\n\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    path = ROOT / "README.md"
+    text = path.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN)
+    after = rest.split(END)[1]
+    filled = f"{before}{BEGIN}\n{table()}\n{END}{after}"
+    if not check:
+        path.write_text(filled, encoding="utf-8")
+    elif filled != text:
+        sys.exit("README.md differs from the records: run python benchmarks/tables.py")
+
+
+if __name__ == "__main__":
+    main()
