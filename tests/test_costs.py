@@ -17,7 +17,7 @@ from rgft import Config, CostModel, FlopMeter, Guide
 from tiny import bert, bert_loss, fit, tokens
 
 COUNTED = ("bert", "gpt2", "llama", "llama_classifier", "vit", "t5", "resnet", "mlp")
-COUNTED += ("roberta", "qwen2", "albert", "gpt_neox", "swin")
+COUNTED += ("roberta", "qwen2", "albert", "gpt_neox", "phi3", "torch_encoder")
 
 
 def train_only(model: nn.Module, names: set[str]) -> None:

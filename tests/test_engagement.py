@@ -24,10 +24,15 @@ from tiny import (
 
 SUFFIX = {"policy": "suffix", "top": 0.4, "every": 3}  # the pooler and the last of three layers
 
+# tests that freeze and decide at every step know what they do
+pytestmark = pytest.mark.filterwarnings("ignore:every=1 with probe_every=1")
+
 
 def guided(model: nn.Module, **settings: Any) -> tuple[torch.optim.Optimizer, Guide]:
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.1)
-    return optimizer, Guide(model, optimizer, Config(**(SUFFIX | settings)))
+    if "policy" not in settings:
+        settings = SUFFIX | settings
+    return optimizer, Guide(model, optimizer, Config(**({"every": 3} | settings)))
 
 
 # -- ways to defeat a plan --------------------------------------------------------------------

@@ -30,6 +30,9 @@ from tiny import (
 
 # -- the published loop, with nothing of the library in it ------------------------------------
 
+# tests that freeze and decide at every step know what they do
+pytestmark = pytest.mark.filterwarnings("ignore:every=1 with probe_every=1")
+
 
 def component_of(name: str) -> int:
     return {"0": 0, "2": 1, "4": 2}[name.split(".", maxsplit=1)[0]]
@@ -159,8 +162,9 @@ CASES = [
 def test_every_step_is_the_published_update(
     name: str, policy: str, p: float, lag: bool, every: int
 ) -> None:
+    settings = {"top": 0.5} if policy == "top" else {"alpha": 1.5}
     config = Config(
-        policy=policy, p=p, lag=lag, every=every, alpha=1.5, beta=0.7, top=0.5, engagement="error"
+        policy=policy, p=p, lag=lag, every=every, beta=0.7, engagement="error", **settings
     )
     batches = mlp_batches(10)
     model = mlp()
@@ -304,6 +308,46 @@ def test_a_closure_is_refused() -> None:
                 optimizer.step(*arguments)
         assert "\n" not in str(caught.value)
     assert same_state(before, values(model))
+
+
+class Clipping(torch.optim.SGD):
+    """Calls its parent's step, whose hooks then run inside its own."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            torch.nn.utils.clip_grad_value_(group["params"], 10.0)
+        super().step(closure)
+        if self.state.pop("broken", None):
+            raise RuntimeError("broken")
+
+
+def test_a_step_inside_a_step_is_one_step() -> None:
+    plain, nested = mlp(), mlp()
+    guides = []
+    for model, kind in ((plain, torch.optim.SGD), (nested, Clipping)):
+        optimizer = kind(model.parameters(), 0.05, momentum=0.9)
+        guides.append(Guide(model, optimizer, Config(every=2, policy="top", top=0.5)))
+        list(fit(model, optimizer, mlp_batches(7), squared_error))
+    assert same_state(values(plain), values(nested))
+    assert [g.step for g in guides] == [7, 7]
+    assert torch.equal(guides[0].error_map.values, guides[1].error_map.values)
+
+
+def test_goes_on_after_a_step_that_failed() -> None:
+    model = mlp()
+    optimizer = Clipping(model.parameters(), 0.05)
+    guide = Guide(model, optimizer, Config(every=1, policy="normalized-max"))
+    for t, batch in enumerate(mlp_batches(6)):
+        if t == 3:
+            optimizer.state["broken"] = {"yes": True}
+            with pytest.raises(RuntimeError, match="broken"):
+                list(fit(model, optimizer, [batch], squared_error))
+        else:
+            list(fit(model, optimizer, [batch], squared_error))
+    assert guide.step == 5
+    assert len(optimizer.param_groups) == 1
+    assert optimizer.param_groups[0]["lr"] == 0.05
 
 
 def test_an_optimizer_of_nothing_and_no_optimizer_are_refused() -> None:
@@ -563,7 +607,25 @@ def test_gradients_of_probed_components_are_never_applied() -> None:
             assert torch.equal(model[i].weight, before[f"{i}.weight"])
 
 
-@pytest.mark.parametrize("signal", ["decrease", "taylor", "relative", "rms", "constant"])
+def test_a_signal_that_cannot_score_the_frozen_refuses_to_freeze() -> None:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    Guide(model, optimizer, Config(policy="top", signal="decrease", every=2))
+    with pytest.raises(InputError, match="'decrease' cannot score frozen components"):
+        list(fit(model, optimizer, mlp_batches(9), squared_error))
+
+
+def test_an_optimizer_takes_one_guide_at_a_time() -> None:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    guide = Guide(model, optimizer)
+    with pytest.raises(InputError, match="already has a guide"):
+        Guide(model, optimizer)
+    guide.close()
+    Guide(model, optimizer)
+
+
+@pytest.mark.parametrize("signal", ["taylor", "relative", "rms", "constant"])
 def test_every_signal_goes_with_a_policy_that_freezes(signal: str) -> None:
     model = mlp()
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
@@ -606,9 +668,39 @@ def test_impossible_multipliers_are_refused(rule: Any, message: str) -> None:
         Guide(
             model,
             torch.optim.SGD(model.parameters(), 0.1),
-            Config(policy=Policy(rule, uses_error=False)),
+            Config(policy=Policy(rule, uses_error=False), always_train=()),
         )
     assert "\n" not in str(caught.value)
+
+
+def test_new_heads_train_whatever_the_policy_says() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    nothing = Policy(lambda s: torch.zeros_like(s.error), uses_error=False)
+    guide = Guide(model, optimizer, Config(policy=nothing))
+    assert [c.kind for c, s in zip(guide.components, guide.plan.lr_scale, strict=True) if s] == [
+        "head"
+    ]
+
+
+def test_probing_at_each_step_is_told_to_save_nothing() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    Guide(model, optimizer, Config(policy="top", every=1))
+    with pytest.warns(RuntimeWarning, match="freezing saves no compute"):
+        list(fit(model, optimizer, mlp_batches(2), squared_error))
+
+
+def test_a_step_that_fails_leaves_the_real_groups_to_checkpoints() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    Guide(model, optimizer, Config(policy="layerwise-decay"))
+    model[0].weight.grad = torch.ones_like(model[0].weight)
+    optimizer.register_step_pre_hook(lambda *_: (_ for _ in ()).throw(ArithmeticError))
+    with pytest.raises(ArithmeticError):
+        optimizer.step()
+    assert len(optimizer.param_groups) > 1
+    assert len(optimizer.state_dict()["param_groups"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from rgft.error_map import ErrorMap as ErrorMap
 from rgft.errors import EngagementError as EngagementError
 from rgft.errors import InputError as InputError
 from rgft.guide import Guide as Guide
+from rgft.guide import Probe as Probe
 from rgft.methods import METHODS as METHODS
 from rgft.methods import Method as Method
 from rgft.plan import Plan as Plan

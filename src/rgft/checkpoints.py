@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 FOLDER = "checkpoints"
 NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
@@ -14,7 +17,8 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     """The last checkpoint that was written to its end; None where there is none.
 
     The Trainer writes `trainer_state.json` last, so that a checkpoint cut off by a kill has none or
-    one that does not parse. Such folders are removed.
+    one that does not parse. Such folders, and those with a file that has been cut off since, are
+    removed.
     """
     found: list[tuple[int, Path]] = []
     for folder in (output_dir / FOLDER).glob("checkpoint-*"):
@@ -28,10 +32,14 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
 
 def _step_of_whole(folder: Path) -> int | None:
     """The step of a checkpoint, or None if it is not whole."""
-    if not all((folder / name).is_file() for name in NEEDED):
+    weights = list(folder.glob("*.safetensors"))
+    if not weights or not all(zipfile.is_zipfile(folder / name) for name in NEEDED):
         return None
     try:
+        for path in weights:
+            with safe_open(path, "pt"):  # compares its header with its size
+                pass
         state = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
         return int(state["global_step"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
         return None

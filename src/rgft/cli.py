@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from rgft import __version__
-from rgft.errors import InputError
+from rgft.errors import EngagementError, InputError
 from rgft.methods import METHODS
 
 try:
     import click
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 except ImportError as missing:
     sys.exit(
@@ -69,28 +72,36 @@ def train(
     **options: Any,
 ) -> None:
     """Fine-tune a model and leave its record, error map and report in a folder."""
-    columns = None if text_columns is None else tuple(text_columns.split(","))
+    from rgft.spec import RunSpec, from_arguments, split_columns  # noqa: PLC0415
+
+    columns = None if text_columns is None else split_columns(text_columns)
     given = {**options, "text_columns": columns, "settings": parse_settings(settings) or None}
     given = {name: value for name, value in given.items() if value is not None}
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one")
     from rgft import records  # noqa: PLC0415 - what follows takes seconds to import
-    from rgft.train import RunSpec, run  # noqa: PLC0415
 
     if resume:
-        before = records.read_run(output_dir)["arguments"]
-        before["text_columns"] = tuple(before["text_columns"]) if before["text_columns"] else None
-        given = before | given
-    record = run(RunSpec(**given), output_dir, resume=resume, overwrite=overwrite)
-    console = Console()
+        spec = from_arguments(records.read_run(output_dir).get("arguments") or {}, **given)
+    else:
+        spec = RunSpec(**given)
+    from rgft.train import run  # noqa: PLC0415
+
+    again = f"go on with: rgft train --resume --output-dir {shlex.quote(str(output_dir))}"
+    try:
+        with warnings.catch_warnings(record=True) as notes:
+            for kind in (FutureWarning, DeprecationWarning):  # of use to developers only
+                warnings.simplefilter("ignore", kind)
+            record = run(spec, output_dir, resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt:
+        begun = (output_dir / records.RUN_FILE).exists()
+        fail(f"stopped; {again}" if begun else "stopped before training began", 1)
+    for note in dict.fromkeys(" ".join(str(n.message).split()) for n in notes):
+        print(f"rgft: note: {note}", file=sys.stderr)
     if record["status"] == "interrupted":
-        console.print(f"stopped and saved at step {record['step']}; go on with:", soft_wrap=True)
-        console.print(
-            f"  rgft train --resume --output-dir {output_dir}", soft_wrap=True, highlight=False
-        )
-        raise SystemExit(1)
-    console.print(summary(record))
-    console.print(f"report: {output_dir / 'report.html'}", soft_wrap=True, highlight=False)
+        fail(f"stopped and saved at step {record['step']}; {again}", 1)
+    Console().print(summary(record))
+    print(f"report: {output_dir / 'report.html'}")
 
 
 @app.command()
@@ -110,7 +121,9 @@ def inspect(model: str, granularity: str, as_json: bool) -> None:
         column.justify = "right"
     for row in rows:
         shares = [f"{row[k]:.1%}" for k in ("cost_alone", "cost_down_to")]
-        table.add_row(row["name"], row["kind"], str(row["depth"]), f"{row['numel']:,}", *shares)
+        table.add_row(
+            escape(row["name"]), row["kind"], str(row["depth"]), f"{row['numel']:,}", *shares
+        )
     Console().print(table)
     print("cost: FLOPs of a step as a share of full fine-tuning, if only this component trains,")
     print("and if this and all nearer to the output train")
@@ -143,14 +156,14 @@ def fetch(name: str) -> None:
 
 
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """KEY=VALUE pairs; a value is a number, true, false, null, or else a string."""
+    """KEY=VALUE pairs; a value is a number, true, false, null, a list, or else a string."""
     settings: dict[str, Any] = {}
     for pair in pairs:
         key, separator, text = pair.partition("=")
         if not separator or not key:
             raise InputError(f"--set takes KEY=VALUE, not '{pair}', e.g. --set beta=0.95")
         try:
-            settings[key] = float("inf") if text == "inf" else json.loads(text)
+            settings[key] = json.loads(text)
         except ValueError:
             settings[key] = text
     return settings
@@ -159,7 +172,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 def summary(record: dict[str, Any]) -> Table:
     """The figures of a finished run."""
     table = Table(
-        title=f"{record['method']} on {record['task']} ({record['model']})", show_header=False
+        title=escape(f"{record['method']} on {record['task']} ({record['model']})"),
+        show_header=False,
     )
     for split, values in record["metrics"].items():
         shown = ", ".join(
@@ -193,6 +207,11 @@ def main() -> None:
         app(standalone_mode=False)
     except InputError as error:
         fail(str(error), 2)
+    except EngagementError as error:
+        fail(str(error), 1)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        raise SystemExit(2) from None
     except click.ClickException as error:
         fail(f"{error.format_message()} (see `rgft --help`)", 2)
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -12,6 +13,7 @@ from rgft.errors import InputError
 from rgft.policies import Policy
 from rgft.signals import NORMS, Signal, Statistics
 
+Rule = tuple[Callable[[Any], bool], str]  # whether a value is allowed; what is
 ENGAGEMENT = ("error", "warn", "off")
 
 
@@ -73,44 +75,56 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require("p", self.p, self.p in NORMS, "1, 2 or inf")
-        _require("beta", self.beta, 0 <= self.beta < 1, "in [0, 1)")
-        _require("alpha", self.alpha, 0 <= self.alpha < math.inf, "a finite number >= 0")
-        for name in ("top", "decay", "unfrozen_by"):
+        for name, (holds, allowed) in RULES.items():
             value = getattr(self, name)
-            _require(name, value, 0 < value <= 1, "in (0, 1]")
-        _require("floor", self.floor, 0 <= self.floor <= 1, "in [0, 1]")
-        for name in ("every", "probe_samples"):
-            value = getattr(self, name)
-            _require(name, value, _whole(value) and value >= 1, "a whole number >= 1")
-        for name in ("warmup", "min_stay", "probe_every"):
-            value = getattr(self, name)
-            _require(name, value, _whole(value) and value >= 0, "a whole number >= 0")
-        steps = self.total_steps
-        _require(
-            "total_steps",
-            steps,
-            steps is None or (_whole(steps) and steps >= 1),
-            "a whole number >= 1",
-        )
-        _require(
-            "history_rows",
-            self.history_rows,
-            _whole(self.history_rows) and self.history_rows >= 2,
-            "a whole number >= 2",
-        )
-        _require(
-            "engagement",
-            self.engagement,
-            self.engagement in ENGAGEMENT,
-            f"one of {', '.join(ENGAGEMENT)}",
-        )
+            if not holds(value):
+                raise InputError(f"{name} is {value!r}; allowed: {allowed}")
 
 
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def _number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _require(name: str, value: object, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise InputError(f"{name} is {value!r}; allowed: {allowed}")
+def _share(value: Any) -> bool:
+    return _number(value) and 0 < value <= 1
+
+
+def _whole(least: int) -> Rule:
+    def holds(value: Any) -> bool:
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    return holds, f"a whole number >= {least}"
+
+
+def _kinds(value: object) -> bool:
+    return isinstance(value, tuple) and all(isinstance(kind, str) for kind in value)
+
+
+SWITCH: Rule = (lambda v: isinstance(v, bool), "True or False")
+RULES: dict[str, Rule] = {
+    "signal": (
+        lambda v: isinstance(v, (str, Signal)) or callable(v),
+        "a name, a Signal or a function of Statistics",
+    ),
+    "p": (lambda v: _number(v) and v in NORMS, "1, 2 or inf"),
+    "beta": (lambda v: _number(v) and 0 <= v < 1, "in [0, 1)"),
+    "bias_correction": SWITCH,
+    "policy": (lambda v: isinstance(v, (str, Policy)), "a name or a Policy"),
+    "alpha": (lambda v: _number(v) and 0 <= v < math.inf, "a finite number >= 0"),
+    "top": (_share, "in (0, 1]"),
+    "floor": (lambda v: _number(v) and 0 <= v <= 1, "in [0, 1]"),
+    "decay": (_share, "in (0, 1]"),
+    "unfrozen_by": (_share, "in (0, 1]"),
+    "mean_one": SWITCH,
+    "lag": SWITCH,
+    "every": _whole(1),
+    "warmup": _whole(0),
+    "min_stay": _whole(0),
+    "probe_every": _whole(0),
+    "probe_samples": _whole(1),
+    "always_train": (_kinds, "a tuple of kinds, such as ('head',)"),
+    "total_steps": (lambda v: v is None or _whole(1)[0](v), "a whole number >= 1"),
+    "engagement": (lambda v: v in ENGAGEMENT, f"one of {', '.join(ENGAGEMENT)}"),
+    "history_rows": _whole(2),
+    "seed": _whole(0),
+}

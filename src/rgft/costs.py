@@ -94,8 +94,11 @@ class Graph:
 class CostModel:
     """FLOPs of training steps of one model, for any batch and any set of trained parameters.
 
+    Models whose work depends on values (they use operations that the meta device lacks) are traced
+    on the host instead, with zeros for weights and the values of the batch.
+
     Args:
-        model: The model; a copy without values is kept, later changes do not reach it.
+        model: The model; a copy without weights is kept, later changes do not reach it.
 
     >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> cost = CostModel(model).graph(torch.zeros(3, 4)).cost({"2.weight", "2.bias"})
@@ -106,6 +109,7 @@ class CostModel:
     def __init__(self, model: nn.Module) -> None:
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._model = _without_values(model).train()
+        self._buffers = {n: b.cpu().clone() for n, b in model.named_buffers()}
         self._graphs: dict[Any, Graph] = {}
         self._steps: dict[tuple[int, frozenset[str]], StepCost] = {}
 
@@ -126,8 +130,20 @@ class CostModel:
         """The operations of `model(*args, **kwargs)`: only shapes and types matter."""
         key = _shapes((args, kwargs), self._model.training)
         if key not in self._graphs:
-            self._graphs[key] = _trace(self._model, self._device, args, kwargs)
+            try:
+                self._graphs[key] = _trace(self._model, self._device, args, kwargs)
+            except NotImplementedError:
+                self._leave_meta()
+                self._graphs[key] = _trace(self._model, self._device, args, kwargs)
         return self._graphs[key]
+
+    def _leave_meta(self) -> None:
+        """Zeros on the host for weights; buffers keep their values."""
+        self._model = self._model.to_empty(device="cpu")
+        for parameter in self._model.parameters():
+            parameter.zero_()
+        for name, buffer in self._model.named_buffers():
+            buffer.copy_(self._buffers[name])
 
 
 class FlopMeter:
@@ -191,10 +207,8 @@ def _shapes(tree: Any, training: bool) -> Any:
 
 
 def _trace(model: nn.Module, device: torch.device, args: Any, kwargs: Any) -> Graph:
-    def empty(tensor: Tensor) -> Tensor:
-        return torch.empty_like(tensor, device="meta")
-
-    args, kwargs = tree_map_only(Tensor, empty, (args, kwargs))
+    where = next(model.parameters()).device
+    args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to(where), (args, kwargs))
     recorder = _Recorder()
     parameters = {name: recorder.index(p) for name, p in model.named_parameters()}
     with torch.no_grad(), recorder, _FusedAttention(recorder, device):
@@ -241,7 +255,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Operator, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         del types
-        if func.overloadpacket is torch.ops.aten._local_scalar_dense:
+        scalar = func.overloadpacket is torch.ops.aten._local_scalar_dense
+        if scalar and args[0].device.type == "meta":
             return False if args[0].dtype == torch.bool else 1  # no value decides what work is done
         result = func(*args, **(kwargs or {}))
         if func.overloadpacket is not torch.ops.aten.detach and not self.paused:

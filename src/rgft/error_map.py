@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,8 +75,10 @@ class ErrorMap:
         """The map E, `[K]`, on the device."""
         if not self.bias_correction:
             return self._raw
-        correction = 1 - self.beta**self._count
-        return torch.where(self._count > 0, self._raw / correction.clamp_min(1e-38), self._raw)
+        if self.beta == 0:
+            return self._raw
+        correction = -torch.expm1(self._count * math.log(self.beta))  # 1 - beta^t, exact near 0
+        return torch.where(self._count > 0, self._raw / correction, self._raw)
 
     def update(
         self, scores: Tensor, observed: Tensor | None = None, valid: Tensor | None = None
@@ -102,6 +105,8 @@ class ErrorMap:
         """Remember the state after `step` for the history. Does not wait for the device."""
         if self.history.keeps(step):
             self._pending.append((step, torch.stack([self._last, self.values]), lr_scale))
+        if len(self._pending) >= self.history.limit:
+            self.flush()  # long stretches without a decision: the memory stays bounded
 
     def flush(self, extra: Tensor | None = None) -> tuple[Tensor, int, Tensor]:
         """Bring the map to the host in one transfer, with all rows pending for the history.
@@ -163,6 +168,7 @@ class ErrorMap:
             "history_rows": self.history.limit,
             "stride": self.history.stride,
             "components": [[c.name, c.kind, c.depth, c.numel] for c in self.components],
+            "dtype": str(self._raw.dtype).removeprefix("torch."),
             "raw": self._raw.tolist(),
             "count": self._count.tolist(),
             "skipped": float(self._skipped),
@@ -185,22 +191,36 @@ class ErrorMap:
 
         try:
             table = pq.read_table(path)
-            facts = json.loads(table.schema.metadata[METADATA])
-        except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            return cls._from_table(table, json.loads(table.schema.metadata[METADATA]))
+        except (
+            OSError,
+            pa.ArrowException,
+            AttributeError,
+            LookupError,
+            TypeError,
+            ValueError,
+        ) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
             raise InputError(f"{path} is not an error map that rgft wrote: {reason}") from error
+
+    @classmethod
+    def _from_table(cls, table: Any, facts: dict[str, Any]) -> ErrorMap:
+        """The map from the columns and the metadata of a Parquet table."""
         parts = [
             Component(name, kind, depth, (), numel)
             for name, kind, depth, numel in facts["components"]
         ]
+        dtype = {"float32": torch.float32, "float64": torch.float64}[facts["dtype"]]
         result = cls(
             parts,
             facts["beta"],
             bias_correction=facts["bias_correction"],
+            dtype=dtype,
             history_rows=facts["history_rows"],
         )
-        result._raw, result._count = torch.tensor(facts["raw"]), torch.tensor(facts["count"])
-        result._skipped = torch.tensor(facts["skipped"])
+        result._raw = torch.tensor(facts["raw"], dtype=dtype)
+        result._count = torch.tensor(facts["count"], dtype=dtype)
+        result._skipped = torch.tensor(facts["skipped"], dtype=dtype)
         columns = [table[c].to_numpy().reshape(-1, len(parts)) for c in COLUMNS]
         rows = torch.from_numpy(np.stack(columns, axis=1))
         steps = torch.from_numpy(table["step"].to_numpy()[:: len(parts)].copy())

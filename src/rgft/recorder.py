@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
@@ -23,6 +24,14 @@ def strip(metrics: dict[str, float], prefix: str) -> dict[str, float]:
     timings = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
     named = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
     return {k: float(v) for k, v in named.items() if k not in timings}
+
+
+def diverged(what: str, value: float, step: int) -> InputError:
+    """The error to raise when `what` is not finite."""
+    return InputError(
+        f"the {what} is {value} at step {step}: training diverged; "
+        "give a lower --lr, or look for broken values in the data"
+    )
 
 
 class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
@@ -50,6 +59,8 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         }
         self.history: list[dict[str, Any]] = []
         self.train_loss: list[dict[str, Any]] = []
+        self._loss: Tensor | float = 0.0
+        self._losses = 0
         self._started = 0.0
         self._guided = 0.0
 
@@ -64,6 +75,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
             attributes = saved["attributes"]
             self.totals, self.history = attributes["totals"], attributes["history"]
             self.train_loss = attributes["train_loss"]
+            self._loss, self._losses = attributes["loss"]
             self.meter.spent, self.meter.full = attributes["spent"], attributes["full"]
         state.stateful_callbacks[name] = self.state()
 
@@ -104,15 +116,22 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         logs = kwargs.get("logs") or {}
         if "loss" not in logs:
             return
-        loss, rate = float(logs["loss"]), float(logs["learning_rate"])
-        if not math.isfinite(loss):
-            raise InputError(
-                f"the training loss is {loss} at step {state.global_step}: training diverged; "
-                "give a lower --lr, or look for broken values in the data"
-            )
+        loss, rate = self._mean_loss(state.global_step), float(logs["learning_rate"])
+        self._loss, self._losses = 0.0, 0
         self.train_loss.append(
             {"step": state.global_step, "loss": loss, "lr": rate, "flops": self.meter.spent}
         )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Look at the losses since the last log.
+
+        Raises:
+            InputError: They are not finite.
+        """
+        del args, control, kwargs
+        self._mean_loss(state.global_step)
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -130,6 +149,11 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
             }
         )
 
+    def add_loss(self, loss: Tensor) -> None:
+        """Add the loss of a step, a scalar, without waiting for the device."""
+        self._loss = loss.detach().float() + self._loss
+        self._losses += 1
+
     def components(self) -> list[dict[str, Any]]:
         """The adapted components with their adaptable parameter elements."""
         assert self._guidance.guide is not None
@@ -144,12 +168,19 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         total, least, most = self.totals["updated"]
         return {"mean": total / max(self.totals["steps"], 1), "min": least, "max": most}
 
+    def _mean_loss(self, step: int) -> float:
+        loss = float(self._loss) / max(self._losses, 1)
+        if not math.isfinite(loss):
+            raise diverged("training loss", loss, step)
+        return loss
+
     def state(self) -> dict[str, Any]:
         """What the Trainer writes to trainer_state.json."""
         attributes = {
             "totals": self.totals,
             "history": self.history,
             "train_loss": self.train_loss,
+            "loss": [float(self._loss), self._losses],
             "spent": self.meter.spent,
             "full": self.meter.full,
         }

@@ -137,11 +137,12 @@ def signal_to_noise(s: Statistics) -> Tensor:
     r"""Squared mean over variance of per-sample gradients, :math:`\|\bar g_k\|^2 / \sigma_k^2`.
 
     :math:`\sigma_k^2 = \frac{N}{N-1} (\frac1N \sum_n \|g_{k,n}\|^2 - \|\bar g_k\|^2)` is the
-    unbiased total variance; the score is 0 where it is 0.
+    unbiased total variance; the score is 0 where that is 0, or too small to tell from rounding.
     """
     mean = s.norm(s.mean_grads, 2) ** 2
     variance = (s.mean_square - mean) * s.samples / max(s.samples - 1, 1)
-    return torch.where(variance > 0, mean / torch.where(variance > 0, variance, 1.0), 0.0)
+    noise = variance > 8 * torch.finfo(mean.dtype).eps * s.mean_square
+    return torch.where(noise, mean / torch.where(noise, variance, 1.0), 0.0)
 
 
 def constant(s: Statistics) -> Tensor:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
+import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+import warnings
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from rgft import metrics, records
-from rgft.atomic import atomic_path
 from rgft.batches import Collator, Example, tokenize
 from rgft.checkpoints import FOLDER, newest_checkpoint
-from rgft.components import partition
 from rgft.config import Config
 from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
@@ -28,66 +27,23 @@ from rgft.guide import Guide
 from rgft.integrations.transformers import RGFTCallback
 from rgft.methods import Method, find_method
 from rgft.models import load_classifier, load_tokenizer
-from rgft.recorder import RunRecorder, StopOnSignal, strip
+from rgft.progress import Progress, Quiet
+from rgft.recorder import RunRecorder, StopOnSignal, diverged, strip
 from rgft.report import write_report
-from rgft.tasks import TaskData, load_folder, load_task
+from rgft.settings import method_config
+from rgft.spec import RunSpec, arguments, command
+from rgft.storage import storage_problem
+from rgft.tasks import Kind, TaskData, load_folder, load_task
 
 ERROR_MAP_FILE = "error_map.parquet"
+REPORT_FILES = ("error_map.png", "report.html")  # in the order of writing
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+STAGING, ADAPTER = ".saving", "adapter"
 EVALUATION_BATCH = 64
 WARMUP_SHARE = 0.06  # of all steps; RoBERTa's setting for GLUE (Liu et al. 2019)
 WEIGHT_DECAY = 0.01
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunSpec:
-    """What to run.
-
-    Attributes:
-        model: Folder, hub id, or packaged name ("minilm").
-        task: Name of a task; None for the user's own data.
-        data: Folder of the task, or of the user's own data.
-        text_columns: Text columns of the user's own data; detected by default.
-        label_column: Label column of the user's own data; detected by default.
-        method: A name in `rgft.METHODS`.
-        epochs: Passes over the training data.
-        lr: Peak learning rate; None for the method's own.
-        seed: Of the head, of the order of the data, of dropout and of the method.
-        batch_size: Samples per optimizer step.
-        max_length: Tokens a text is cut at.
-        granularity: How components are cut; None for the method's own.
-        settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
-        evaluations: Looks at the validation split per epoch; a checkpoint is saved at each.
-    """
-
-    model: str = "minilm"
-    task: str | None = None
-    data: str | None = None
-    text_columns: tuple[str, ...] | None = None
-    label_column: str | None = None
-    method: str = "rgft"
-    epochs: float = 3.0
-    lr: float | None = None
-    seed: int = 0
-    batch_size: int = 32
-    max_length: int = 128
-    granularity: str | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    evaluations: int = 4
-
-    def __post_init__(self) -> None:
-        checks = {
-            "epochs": (0 < self.epochs < math.inf, "a number > 0"),
-            "lr": (self.lr is None or 0 < self.lr < math.inf, "a number > 0"),
-            "seed": (0 <= self.seed < 2**32, "a whole number from 0 to 2^32 - 1"),
-            "batch_size": (self.batch_size >= 1, "a whole number >= 1"),
-            "max_length": (self.max_length >= 4, "a whole number >= 4"),
-            "evaluations": (self.evaluations >= 1, "a whole number >= 1"),
-        }
-        for name, (holds, allowed) in checks.items():
-            if not holds:
-                raise InputError(f"{name} is {getattr(self, name)}; allowed: {allowed}")
-        if self.task is None and self.data is None:
-            raise InputError("no data: give --task NAME (see `rgft data`) or --data DIR")
+__all__ = ["RunSpec", "RunTrainer", "command", "run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,52 +78,103 @@ def run(
         InputError: Something given cannot be used.
     """
     find_method(spec.method)
-    record = _open_folder(spec, output_dir, resume=resume, overwrite=overwrite)
+    record = _begin(spec, output_dir, resume=resume, overwrite=overwrite)
     if record["status"] == "finished":
+        _finish(output_dir)
         return record
-    prepared = _prepare(spec)
-    fingerprint = prepared.task.fingerprint()
-    if record.setdefault("data", fingerprint) != fingerprint:
+    new = not output_dir.exists()
+    _probe_folder(output_dir)
+    try:
+        with Quiet():
+            prepared = _prepare(spec)
+            fingerprint = prepared.task.fingerprint()
+            if record.setdefault("data", fingerprint) != fingerprint:
+                raise InputError(
+                    f"the data has changed since {output_dir} was begun; "
+                    "start anew with --overwrite"
+                )
+            if not resume:
+                _clear(output_dir)
+            record |= {"status": "running", **_facts(spec, prepared)}
+            records.write_run(output_dir, record)
+            return _execute(spec, prepared, output_dir, record, resume=resume)
+    except Exception as error:
+        reason = storage_problem(error)
+        if isinstance(error, InputError) or reason is None:
+            raise
         raise InputError(
-            f"the data has changed since {output_dir} was begun; start anew with --overwrite"
-        )
-    record |= _facts(spec, prepared)
-    records.write_run(output_dir, record)
-    return _execute(spec, prepared, output_dir, record, resume=resume)
+            f"cannot write to {output_dir}: {reason}; make room, then go on with --resume"
+        ) from error
+    finally:
+        if new and output_dir.is_dir() and not any(output_dir.iterdir()):
+            output_dir.rmdir()
 
 
-def _open_folder(
-    spec: RunSpec, output_dir: Path, *, resume: bool, overwrite: bool
-) -> dict[str, Any]:
-    """The record to begin or go on with."""
-    arguments = json.loads(json.dumps(asdict(spec)))
-    occupied = (output_dir / records.RUN_FILE).exists()
+def _begin(spec: RunSpec, output_dir: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
+    """The record to begin or go on with. Nothing is written."""
+    given = arguments(spec)
     if resume:
         record = records.read_run(output_dir)
-        changed = {k for k, v in arguments.items() if record["arguments"].get(k) != v}
+        before = record.get("arguments")
+        if not isinstance(before, dict) or "status" not in record:
+            raise InputError(
+                f"{output_dir / records.RUN_FILE} is damaged (no arguments); "
+                "start the run anew with --overwrite"
+            )
+        changed = {k for k, v in given.items() if before.get(k) != v}
         if changed:
             name = min(changed)
             raise InputError(
-                f"{name} was {record['arguments'].get(name)!r} in the run to resume and is "
-                f"{arguments[name]!r} now; resume with the same settings, or start anew"
+                f"{name} was {before.get(name)!r} in the run to resume and is "
+                f"{given[name]!r} now; resume with the same settings, or start anew"
             )
+        record.pop("step", None)
         return record
-    if occupied and not overwrite:
+    for name, source in (("model", spec.model), ("data", spec.data)):
+        if source is not None and output_dir.resolve() == Path(source).resolve():
+            raise InputError(f"{output_dir} holds the {name}; give another --output-dir")
+    if (output_dir / records.RUN_FILE).exists() and not overwrite:
         raise InputError(
             f"{output_dir} already holds a run; give --resume, --overwrite or another folder"
         )
+    return {"status": "running", "arguments": given, "started": _now()}
+
+
+def _probe_folder(output_dir: Path) -> None:
+    """Make the folder, and see now rather than after training whether it can be written to."""
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(output_dir / FOLDER, ignore_errors=True)
-        (output_dir / records.RUN_FILE).unlink(missing_ok=True)
-        with atomic_path(output_dir / ".writable") as probe:
-            probe.write_text("")
-        (output_dir / ".writable").unlink()
+        _sweep(output_dir)
+        probe = output_dir / f".probe.{os.getpid()}.tmp"
+        probe.write_bytes(b"")
+        probe.unlink()
     except OSError as error:
         raise InputError(
             f"cannot write to {output_dir}: {error.strerror}; give another --output-dir"
         ) from error
-    return {"status": "running", "arguments": arguments, "started": _now()}
+
+
+def _clear(output_dir: Path) -> None:
+    """Remove what an earlier run left."""
+    for name in (FOLDER, STAGING, ADAPTER):
+        shutil.rmtree(output_dir / name, ignore_errors=True)
+    for name in (records.RUN_FILE, ERROR_MAP_FILE, *REPORT_FILES, *WEIGHT_FILES):
+        (output_dir / name).unlink(missing_ok=True)
+
+
+def _finish(output_dir: Path) -> None:
+    """Write the report where a kill prevented it, and remove what only a resume would need."""
+    if not (output_dir / REPORT_FILES[-1]).exists():
+        write_report(output_dir)
+    shutil.rmtree(output_dir / FOLDER, ignore_errors=True)
+    _sweep(output_dir)
+
+
+def _sweep(output_dir: Path) -> None:
+    """Remove what a kill left half-written."""
+    shutil.rmtree(output_dir / STAGING, ignore_errors=True)
+    for unfinished in output_dir.glob(".*.tmp"):
+        unfinished.unlink(missing_ok=True)
 
 
 def load_data(spec: RunSpec) -> TaskData:
@@ -183,30 +190,6 @@ def load_data(spec: RunSpec) -> TaskData:
     return load_folder(folder, spec.text_columns, spec.label_column)
 
 
-def method_config(spec: RunSpec, method: Method) -> tuple[Config, int]:
-    """The method's settings with the user's; the rank of LoRA pairs."""
-    settings = dict(spec.settings)
-    rank = settings.pop("lora_rank", None)
-    if rank is not None and not method.lora:
-        raise InputError(f"lora_rank has no effect on the method '{spec.method}'; drop it")
-    if rank is not None and (not isinstance(rank, int) or rank < 1):
-        raise InputError(f"lora_rank is {rank!r}; allowed: a whole number >= 1")
-    allowed = [
-        f.name for f in fields(Config) if f.name not in ("granularity", "total_steps", "seed")
-    ]
-    for name in settings:
-        if name not in allowed:
-            raise InputError(
-                f"unknown setting '{name}'; allowed: {', '.join([*allowed, 'lora_rank'])}"
-            )
-    if spec.granularity is not None:
-        settings["granularity"] = spec.granularity
-    try:
-        return replace(method.config, seed=spec.seed, **settings), rank or 8
-    except TypeError as error:
-        raise InputError(f"a setting has the wrong type: {error}") from error
-
-
 def _prepare(spec: RunSpec) -> Prepared:
     method = find_method(spec.method)
     config, rank = method_config(spec, method)
@@ -218,11 +201,19 @@ def _prepare(spec: RunSpec) -> Prepared:
     reference = CostModel(model)
     if method.lora:
         model = add_lora(model, rank)
-    partition(model, config.granularity)  # says now what cannot be split
+    _check_guidance(model, config)
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
     lr = spec.lr if spec.lr is not None else method.lr
     meter = FlopMeter(model, reference)
     return Prepared(task, tokenizer, model, method, config, lr, meter, examples)
+
+
+def _check_guidance(model: nn.Module, config: Config) -> None:
+    """Say now, not after the start, what the guide cannot use."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=0.0)
+    trial = replace(config, total_steps=config.total_steps or 1)
+    Guide(model, optimizer, trial, probe=lambda count: ()).close()
 
 
 def add_lora(model: nn.Module, rank: int) -> nn.Module:
@@ -232,7 +223,9 @@ def add_lora(model: nn.Module, rank: int) -> nn.Module:
     settings = LoraConfig(
         task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=2 * rank, target_modules="all-linear"
     )
-    adapted: nn.Module = get_peft_model(model, settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a renamed attribute
+        adapted: nn.Module = get_peft_model(model, settings)
     return adapted
 
 
@@ -256,19 +249,6 @@ def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:
         "code_revision": records.code_revision(),
         "metric": prepared.task.metric,
     }
-
-
-def command(spec: RunSpec) -> str:
-    """The command line that runs `spec`, but for the output folder."""
-    parts = ["rgft train"]
-    for option in fields(RunSpec):
-        value = getattr(spec, option.name)
-        if option.name == "settings":
-            parts += [f"--set {key}={setting}" for key, setting in value.items()]
-        elif value is not None:
-            text = ",".join(value) if isinstance(value, tuple) else str(value)
-            parts.append(f"--{option.name.replace('_', '-')} {text}")
-    return " ".join(parts)
 
 
 def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingArguments:
@@ -295,6 +275,7 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
         logging_nan_inf_filter=False,
         remove_unused_columns=False,
         report_to=[],
+        disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
 
@@ -305,34 +286,61 @@ def _execute(
     """Train, evaluate, write."""
     guidance = RGFTCallback(prepared.config, _probe(prepared))
     recorder = RunRecorder(prepared.meter, guidance)
-    interruption = StopOnSignal()
-    kind = prepared.task.kind
+    interruption, progress = StopOnSignal(), Progress(prepared.task.metric)
     set_seed(spec.seed)
-    trainer = Trainer(
+    trainer = RunTrainer(
+        recorder,
+        prepared.task.kind,
         model=prepared.model,
         args=_arguments(spec, prepared, output_dir),
         train_dataset=prepared.examples["train"],
         eval_dataset=prepared.examples["validation"],
         data_collator=Collator(prepared.tokenizer),
-        compute_metrics=lambda p: metrics.compute(kind, p.predictions, p.label_ids),
-        callbacks=[guidance, recorder, interruption],
+        callbacks=[guidance, recorder, progress, interruption],
     )
     trainer.remove_callback(PrinterCallback)
     checkpoint = newest_checkpoint(output_dir) if resume else None
-    with interruption:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    assert guidance.guide is not None
-    if interruption.stopped and trainer.state.global_step < trainer.state.max_steps:
-        record |= {"status": "interrupted", "step": trainer.state.global_step}
-        records.write_run(output_dir, record)
-        return record
+    try:
+        with interruption, progress:
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if interruption.stopped and trainer.state.global_step < trainer.state.max_steps:
+            record |= {"status": "interrupted", "step": trainer.state.global_step}
+            records.write_run(output_dir, record)
+            return record
+        outcome = _outcome(trainer, prepared, recorder)
+    except InputError:
+        if not resume:  # a run that cannot be finished leaves nothing
+            _clear(output_dir)
+        raise
     prepared.meter.close()
-    record |= {"status": "finished", "finished": _now(), **_outcome(trainer, prepared, recorder)}
+    assert guidance.guide is not None
+    record |= {"status": "finished", "finished": _now(), **outcome}
     _save(trainer, prepared, guidance.guide, output_dir)
     records.write_run(output_dir, record)
-    write_report(output_dir)
-    shutil.rmtree(output_dir / FOLDER, ignore_errors=True)
+    _finish(output_dir)
     return record
+
+
+class RunTrainer(Trainer):  # type: ignore[misc]
+    """A Trainer that tells the recorder every loss, and whose metrics must be finite.
+
+    The Trainer's own running mean of the loss is not in its checkpoints.
+    """
+
+    def __init__(self, recorder: RunRecorder, kind: Kind, **settings: Any) -> None:
+        super().__init__(**settings, compute_metrics=self._metrics)
+        self._recorder, self._kind = recorder, kind
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """One forward and backward pass."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self._recorder.add_loss(loss)
+        return loss
+
+    def _metrics(self, prediction: Any) -> dict[str, float]:
+        if not np.isfinite(prediction.predictions).all():
+            raise diverged("output of the model", math.nan, self.state.global_step)
+        return metrics.compute(self._kind, prediction.predictions, prediction.label_ids)
 
 
 def _outcome(trainer: Trainer, prepared: Prepared, recorder: RunRecorder) -> dict[str, Any]:
@@ -367,11 +375,11 @@ def _outcome(trainer: Trainer, prepared: Prepared, recorder: RunRecorder) -> dic
 
 def _save(trainer: Trainer, prepared: Prepared, guide: Guide, output_dir: Path) -> None:
     """The model (LoRA pairs merged in), its tokenizer and the error map, each file whole."""
-    staging = output_dir / ".saving"
+    staging = output_dir / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     model: Any = trainer.model
     if prepared.method.lora:
-        model.save_pretrained(staging / "adapter")
+        model.save_pretrained(staging / ADAPTER)
         model = model.merge_and_unload()
     model.save_pretrained(staging)
     prepared.tokenizer.save_pretrained(staging)

@@ -27,8 +27,7 @@ class VirtualGroups:
 
     def enter(self, optimizer: torch.optim.Optimizer, scale: Mapping[nn.Parameter, float]) -> None:
         """Swap the virtual groups in. Parameters not in `scale` keep their learning rate."""
-        if self._virtual:  # the last step raised an error half-way
-            optimizer.param_groups = self._real
+        self.abandon(optimizer)
         self._real = optimizer.param_groups
         self._virtual = []
         for real in self._real:
@@ -40,6 +39,12 @@ class VirtualGroups:
                     group = {**real, "params": parameters, "lr": _scaled(real, multiplier)}
                     self._virtual.append((real, group, dict(group)))
         optimizer.param_groups = [group for _, group, _ in self._virtual]
+
+    def abandon(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the real groups back after a step that raised an error half-way."""
+        if self._virtual:
+            optimizer.param_groups = self._real
+            self._virtual = []
 
     def leave(self, optimizer: torch.optim.Optimizer) -> None:
         """Put the real groups back.

@@ -6,8 +6,11 @@ Write your own as `Policy(lambda situation: ...)`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
+
+from torch import Tensor
 
 from rgft.errors import InputError
 from rgft.policies.controls import (
@@ -30,45 +33,64 @@ if TYPE_CHECKING:
 __all__ = ["POLICIES", "Policy", "Situation", "find_policy"]
 
 
-def _gradual(config: Config) -> Policy:
-    if config.total_steps is None:
-        raise InputError(
-            "the policy gradual-unfreezing needs total_steps: give Config(total_steps=...)"
-        )
-    rule = partial(gradual_unfreezing, unfrozen_by=config.unfrozen_by)
-    return Policy(rule, uses_error=False)
+@dataclass(frozen=True, slots=True)
+class NamedPolicy:
+    """A rule under its name, and the fields of `Config` that are its settings.
+
+    Attributes:
+        rule: Takes a situation, and the settings by name.
+        settings: Fields of `Config`.
+        uses_error: See `Policy`.
+        changes: See `Policy`.
+    """
+
+    rule: Callable[..., Tensor]
+    settings: tuple[str, ...] = ()
+    uses_error: bool = True
+    changes: bool = True
 
 
-POLICIES: dict[str, Callable[[Config], Policy]] = {
-    "normalized-max": lambda c: Policy(partial(normalized_max, alpha=c.alpha)),
-    "normalized-sum": lambda c: Policy(partial(normalized_sum, alpha=c.alpha)),
-    "rank": lambda c: Policy(partial(rank_based, alpha=c.alpha)),
-    "proportional": lambda c: Policy(proportional),
-    "top": lambda c: Policy(partial(top_share, top=c.top, floor=c.floor)),
-    "bottom": lambda c: Policy(partial(bottom_share, top=c.top, floor=c.floor)),
-    "inverse": lambda c: Policy(partial(inverse, alpha=c.alpha)),
-    "uniform": lambda c: Policy(uniform, uses_error=False, changes=False),
-    "random": lambda c: Policy(partial(random_share, top=c.top, floor=c.floor), uses_error=False),
-    "suffix": lambda c: Policy(
-        partial(suffix, top=c.top, floor=c.floor), uses_error=False, changes=False
-    ),
-    "head-only": lambda c: Policy(head_only, uses_error=False, changes=False),
-    "layerwise-decay": lambda c: Policy(
-        partial(layerwise_decay, decay=c.decay), uses_error=False, changes=False
-    ),
-    "gradual-unfreezing": _gradual,
+POLICIES: dict[str, NamedPolicy] = {
+    "normalized-max": NamedPolicy(normalized_max, ("alpha",)),
+    "normalized-sum": NamedPolicy(normalized_sum, ("alpha",)),
+    "rank": NamedPolicy(rank_based, ("alpha",)),
+    "proportional": NamedPolicy(proportional),
+    "top": NamedPolicy(top_share, ("top", "floor")),
+    "bottom": NamedPolicy(bottom_share, ("top", "floor")),
+    "inverse": NamedPolicy(inverse, ("alpha",)),
+    "uniform": NamedPolicy(uniform, uses_error=False, changes=False),
+    "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False),
+    "suffix": NamedPolicy(suffix, ("top", "floor"), uses_error=False, changes=False),
+    "head-only": NamedPolicy(head_only, uses_error=False, changes=False),
+    "layerwise-decay": NamedPolicy(layerwise_decay, ("decay",), uses_error=False, changes=False),
+    "gradual-unfreezing": NamedPolicy(gradual_unfreezing, ("unfrozen_by",), uses_error=False),
 }
+SETTINGS = frozenset(setting for policy in POLICIES.values() for setting in policy.settings)
 
 
 def find_policy(config: Config) -> Policy:
     """The policy that `config` names, with its settings.
 
     Raises:
-        InputError: Unknown name, or a setting that this policy needs is missing.
+        InputError: Unknown name, a setting that has no effect on this policy, or one that it needs
+            is missing.
     """
     if isinstance(config.policy, Policy):
         return config.policy
     if config.policy not in POLICIES:
         allowed = ", ".join(POLICIES)
         raise InputError(f"unknown policy '{config.policy}'; allowed: {allowed}, or a Policy")
-    return POLICIES[config.policy](config)
+    named = POLICIES[config.policy]
+    for setting in sorted(SETTINGS.difference(named.settings)):
+        if getattr(config, setting) != type(config).__dataclass_fields__[setting].default:
+            allowed = ", ".join(named.settings) or "none"
+            raise InputError(
+                f"{setting} has no effect on the policy '{config.policy}', whose settings are: "
+                f"{allowed}; drop it"
+            )
+    if named.rule is gradual_unfreezing and config.total_steps is None:
+        raise InputError(
+            "the policy gradual-unfreezing needs total_steps: give Config(total_steps=...)"
+        )
+    settings = {name: getattr(config, name) for name in named.settings}
+    return Policy(partial(named.rule, **settings), named.uses_error, named.changes)

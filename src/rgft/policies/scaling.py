@@ -36,13 +36,19 @@ def rank_based(situation: Situation, alpha: float) -> Tensor:
         return torch.ones_like(error)
     if len(error) == 1:
         return torch.full_like(error, 1 + alpha)
-    smaller = (error[:, None] > error[None, :]).sum(1)
+    smaller = (error[:, None] > error[None, :]).sum(1).to(error)
     ties = (error[:, None] == error[None, :]).sum(1) - 1
     return 1 + alpha * (smaller + ties / 2) / (len(error) - 1)
 
 
 def proportional(situation: Situation) -> Tensor:
-    r""":math:`f_k = E_k / \max_j E_j`, as in Auto-RGN (Lee et al. 2023); 1 while E is all 0."""
-    if situation.error.max() <= 0:
-        return torch.ones_like(situation.error)
-    return share_of_max(situation.error)
+    r""":math:`f_k = E_k / \max_j E_j`, as in Auto-RGN (Lee et al. 2023); 1 while E is all 0.
+
+    Components in `situation.always` get 1 and are not among the j: beside the zeros that a new head
+    starts from, the relative gradient norm of everything else would vanish.
+    """
+    competing = ~situation.always
+    scale = torch.ones_like(situation.error)
+    if competing.any() and situation.error[competing].max() > 0:
+        scale[competing] = share_of_max(situation.error[competing])
+    return scale

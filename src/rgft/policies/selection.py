@@ -20,7 +20,7 @@ def keep(situation: Situation, order: Tensor, top: float, floor: float) -> Tenso
         floor: Multiplier of the rest; 0 freezes them.
     """
     competing = order[~situation.always[order]]
-    chosen = competing[: math.ceil(round(top * len(competing), 9))]
+    chosen = competing[: max(1, math.ceil(round(top * len(competing), 9)))]
     scale = torch.full((len(order),), floor, dtype=torch.float64)
     scale[chosen] = 1.0
     scale[situation.always] = 1.0

@@ -1,0 +1,130 @@
+"""What a run shows while it goes on: one bar, and one line per evaluation."""
+
+from __future__ import annotations
+
+from logging import ERROR
+from typing import Any
+
+from huggingface_hub.utils import logging as hub_logging
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+
+class Quiet:
+    """Silences the bars and remarks of transformers and the hub's client for a while."""
+
+    def __enter__(self) -> None:
+        self._verbosity = logging.get_verbosity()
+        self._bars = logging.is_progress_bar_enabled()
+        self._hub = hub_logging.get_verbosity()
+        logging.set_verbosity_error()
+        hub_logging.set_verbosity(ERROR)
+        logging.disable_progress_bar()
+
+    def __exit__(self, *error: object) -> None:
+        logging.set_verbosity(self._verbosity)
+        hub_logging.set_verbosity(self._hub)
+        if self._bars:
+            logging.enable_progress_bar()
+
+
+class Progress(TrainerCallback):  # type: ignore[misc]
+    """A bar on a terminal's standard error; a line per evaluation on standard output.
+
+    Args:
+        metric: Headline metric, shown with the losses.
+    """
+
+    def __init__(self, metric: str) -> None:
+        self._metric = metric
+        self._loss = ""
+        self._bar: Any = None
+        self._inner: Any = None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close_inner()
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the bar."""
+        del args, control, kwargs
+        self._bar = _bar("training", state.max_steps, initial=state.global_step)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A step on."""
+        del args, control, kwargs
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show the training loss in the bar."""
+        del args, state, control
+        if "loss" in (kwargs.get("logs") or {}):
+            self._loss = f"{float(kwargs['logs']['loss']):.4g}"
+            self._bar.set_postfix_str(f"loss {self._loss}", refresh=False)
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show a bar of its own where evaluating takes more than a second."""
+        del args, state, control
+        if self._inner is None:
+            self._inner = _bar("evaluating", len(kwargs["eval_dataloader"]), delay=1)
+        self._inner.update(1)
+
+    def on_predict(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove that bar."""
+        del args, state, control, kwargs
+        self._close_inner()
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove that bar and write a line."""
+        del args, control
+        self._close_inner()
+        measured = kwargs["metrics"]
+        names = dict.fromkeys(("loss", self._metric))
+        shown = [f"{name} {measured[f'eval_{name}']:.4g}" for name in names]
+        width = len(str(state.max_steps))
+        tqdm.write(
+            f"step {state.global_step:>{width}} of {state.max_steps}: validation "
+            f"{', '.join(shown)}" + (f"; training loss {self._loss}" if self._loss else "")
+        )
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Remove the bar."""
+        del args, state, control, kwargs
+        self._bar.close()
+
+    def _close_inner(self) -> None:
+        if self._inner is not None:
+            self._inner.close()
+            self._inner = None
+
+
+def _bar(text: str, total: int, **settings: Any) -> Any:
+    """Shown on a terminal only, and gone when it is closed."""
+    return tqdm(
+        total=total,
+        desc=text,
+        unit="step",
+        leave=False,
+        disable=None,
+        dynamic_ncols=True,
+        **settings,
+    )

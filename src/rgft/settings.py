@@ -1,0 +1,81 @@
+"""A user's settings, put on top of a method's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from rgft.config import Config
+from rgft.errors import InputError
+from rgft.methods import Method
+from rgft.spec import RunSpec
+
+FROM_ELSEWHERE = ("granularity", "total_steps", "seed")  # options of their own, or filled in
+LORA_RANK = 8
+DEFAULTS = {f.name: f.default for f in fields(Config) if f.name not in FROM_ELSEWHERE}
+
+
+def method_config(spec: RunSpec, method: Method) -> tuple[Config, int]:
+    """The method's settings with the user's; the rank of LoRA pairs.
+
+    Raises:
+        InputError: A setting is unknown, of the wrong type, out of range, or has no effect.
+    """
+    settings = dict(spec.settings)
+    rank = settings.pop("lora_rank", None)
+    if rank is not None and not method.lora:
+        raise InputError(f"lora_rank has no effect on the method '{spec.method}'; drop it")
+    if rank is not None and (type(rank) is not int or rank < 1):
+        raise InputError(f"lora_rank is {rank!r}; allowed: a whole number >= 1")
+    changed = typed(settings)
+    if spec.granularity is not None:
+        changed["granularity"] = spec.granularity
+    config = replace(method.config, seed=spec.seed, **changed)
+    if not config.lag and _freezes(config):
+        raise InputError(
+            f"lag=False cannot freeze (backward has already run), and the policy {config.policy!r} "
+            "does; use lag=true, or a floor above 0 where the policy has one"
+        )
+    return config, rank or LORA_RANK
+
+
+def _freezes(config: Config) -> bool:
+    if config.policy in ("top", "bottom", "random", "suffix"):
+        return config.floor == 0
+    return config.policy in ("head-only", "gradual-unfreezing")
+
+
+def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with the types that `Config` has.
+
+    Raises:
+        InputError: A setting is unknown, or its value is of another type.
+
+    >>> typed({"p": "inf", "always_train": "head,embedding"})
+    {'p': inf, 'always_train': ('head', 'embedding')}
+    """
+    unknown = [name for name in settings if name not in DEFAULTS]
+    if unknown:
+        allowed = ", ".join([*DEFAULTS, "lora_rank"])
+        raise InputError(f"unknown setting '{unknown[0]}'; allowed: {allowed}")
+    return {name: _typed(name, value) for name, value in settings.items()}
+
+
+def _typed(name: str, value: Any) -> Any:
+    default = DEFAULTS[name]
+    if isinstance(default, tuple):
+        names = value.split(",") if isinstance(value, str) else value
+        if isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names):
+            return tuple(n.strip() for n in names if n.strip())
+        raise InputError(f"{name} is {value!r}; allowed: names with commas between them")
+    if isinstance(default, float):
+        number = math.inf if value == "inf" else value
+        if isinstance(number, (int, float)) and not isinstance(number, bool):
+            return float(number)
+        raise InputError(f"{name} is {value!r}; allowed: a number")
+    if type(value) is not type(default):
+        allowed = {bool: "true or false", int: "a whole number", str: "a name"}[type(default)]
+        raise InputError(f"{name} is {value!r}; allowed: {allowed}")
+    return value

@@ -1,0 +1,145 @@
+"""What to run, and its two written forms: a record's arguments and a command line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from rgft.errors import InputError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """What to run.
+
+    Attributes:
+        model: Folder, hub id, or packaged name ("minilm").
+        task: Name of a task; None for the user's own data.
+        data: Folder of the task, or of the user's own data.
+        text_columns: Text columns of the user's own data; detected by default.
+        label_column: Label column of the user's own data; detected by default.
+        method: A name in `rgft.METHODS`.
+        epochs: Passes over the training data.
+        lr: Peak learning rate; None for the method's own.
+        seed: Of the head, of the order of the data, of dropout and of the method.
+        batch_size: Samples per optimizer step.
+        max_length: Tokens a text is cut at.
+        granularity: How components are cut; None for the method's own.
+        settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
+        evaluations: Looks at the validation split per epoch; a checkpoint is saved at each.
+    """
+
+    model: str = "minilm"
+    task: str | None = None
+    data: str | None = None
+    text_columns: tuple[str, ...] | None = None
+    label_column: str | None = None
+    method: str = "rgft"
+    epochs: float = 3.0
+    lr: float | None = None
+    seed: int = 0
+    batch_size: int = 32
+    max_length: int = 128
+    granularity: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    evaluations: int = 4
+
+    def __post_init__(self) -> None:
+        checks = {
+            "epochs": (_positive(self.epochs), "a number > 0"),
+            "lr": (self.lr is None or _positive(self.lr), "a number > 0"),
+            "seed": (_whole(self.seed, 0) and self.seed < 2**32, "a whole number, 0 to 2^32 - 1"),
+            "batch_size": (_whole(self.batch_size, 1), "a whole number >= 1"),
+            "max_length": (_whole(self.max_length, 4), "a whole number >= 4"),
+            "evaluations": (_whole(self.evaluations, 1), "a whole number >= 1"),
+        }
+        for name, (holds, allowed) in checks.items():
+            if not holds:
+                raise InputError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+        if self.task is None and self.data is None:
+            raise InputError("no data: give --task NAME (see `rgft data`) or --data DIR")
+
+
+def arguments(spec: RunSpec) -> dict[str, Any]:
+    """`spec` as it stands in a record: what JSON can hold, infinity as "inf".
+
+    >>> arguments(RunSpec(task="trec", settings={"p": math.inf}))["settings"]
+    {'p': 'inf'}
+    """
+    values = {option.name: getattr(spec, option.name) for option in fields(RunSpec)}
+    values["settings"] = {k: "inf" if v == math.inf else v for k, v in spec.settings.items()}
+    try:
+        return dict(json.loads(json.dumps(values)))
+    except TypeError as error:
+        raise InputError(f"a setting cannot be written to a record: {error}") from error
+
+
+def from_arguments(values: Mapping[str, Any], **changed: Any) -> RunSpec:
+    """The spec that `arguments` was given, with what has `changed`.
+
+    Raises:
+        InputError: It is not one.
+    """
+    try:
+        columns = values["text_columns"]
+        text_columns = None if columns is None else tuple(columns)
+        return RunSpec(**{**values, "text_columns": text_columns, **changed})
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"the record of the run is damaged ({error}); start the run anew with --overwrite"
+        ) from error
+
+
+def command(spec: RunSpec) -> str:
+    """The command line that runs `spec`, but for the output folder.
+
+    >>> command(RunSpec(data="my data", epochs=1, settings={"policy": "top"}))[:52]
+    "rgft train --model minilm --data 'my data' --method "
+    """
+    parts = ["rgft", "train"]
+    for option in fields(RunSpec):
+        value = getattr(spec, option.name)
+        if option.name == "settings":
+            for key, setting in value.items():
+                parts += ["--set", f"{key}={_written(setting)}"]
+        elif value is not None:
+            text = join_columns(value) if isinstance(value, tuple) else str(value)
+            parts += [f"--{option.name.replace('_', '-')}", text]
+    return shlex.join(parts)
+
+
+def join_columns(names: tuple[str, ...]) -> str:
+    """Names with commas between them, quoted as in CSV where they need it."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(names)
+    return line.getvalue()
+
+
+def split_columns(text: str) -> tuple[str, ...]:
+    """What `join_columns` was given.
+
+    >>> split_columns('title, "a, b"')
+    ('title', 'a, b')
+    """
+    names = next(csv.reader([text], skipinitialspace=True), [])
+    return tuple(name.strip() for name in names)
+
+
+def _written(setting: Any) -> str:
+    if isinstance(setting, str):
+        return setting
+    return "inf" if setting == math.inf else json.dumps(setting)
+
+
+def _whole(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf
