@@ -16,10 +16,10 @@ $(STAMP): constraints.txt pyproject.toml
 	touch $(STAMP)
 
 train: $(STAMP)
-	$(VENV)/bin/rgft train --model minilm --task reviews --method rgft --output-dir $(OUTPUT)
+	$(VENV)/bin/rgft train --model minilm --task reviews --method rgft --epochs 2 --overwrite --output-dir $(OUTPUT)
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

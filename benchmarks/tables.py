@@ -1,7 +1,7 @@
 """Fill the tables in README from the records; no number is typed by hand.
 
-    python benchmarks/tables.py          # write
-    python benchmarks/tables.py --check  # fail if README is not what the records say
+python benchmarks/tables.py          # write
+python benchmarks/tables.py --check  # fail if README is not what the records say
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def table() -> str:
             metric = next(r["metric"] for r in done.values() if r["task"] == task)
             header = f"| {task} | learning rate | validation | test | FLOPs, share of full |"
             parts.append(
-                f"{task}: {metric} x 100 after {', '.join(epochs)} epoch, mean ± standard deviation "
-                f"of {len(SEEDS)} seeds\n\n{header}\n|---|---|---|---|---|\n" + "\n".join(lines)
+                f"{task}: {metric} x 100 after {', '.join(epochs)} epoch, mean ± standard "
+                f"deviation of {len(SEEDS)} seeds\n\n{header}\n|---|---|---|---|---|\n" + "\n".join(lines)
             )
     return "\n\n".join(parts)
 

@@ -16,7 +16,18 @@ from flops import counted_flops
 from rgft import Config, CostModel, FlopMeter, Guide
 from tiny import bert, bert_loss, fit, tokens
 
-COUNTED = ("bert", "gpt2", "llama", "llama_classifier", "vit", "t5", "resnet", "mlp")
+COUNTED = (
+    "bert",
+    "bart",
+    "deberta_v2",
+    "gpt2",
+    "llama",
+    "llama_classifier",
+    "vit",
+    "t5",
+    "resnet",
+    "mlp",
+)
 COUNTED += ("roberta", "qwen2", "albert", "gpt_neox", "phi3", "torch_encoder")
 
 
@@ -232,7 +243,7 @@ def test_full_fine_tuning_has_share_one() -> None:
 
 
 def test_lora_is_measured_against_the_model_without_it() -> None:
-    from rgft.train import add_lora  # noqa: PLC0415 - slow to import
+    from rgft.preparation import add_lora  # noqa: PLC0415 - slow to import
 
     plain = bert().eval()  # as models are loaded
     reference = CostModel(plain)

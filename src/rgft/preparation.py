@@ -1,0 +1,103 @@
+"""From what to run to a model, data and settings that are ready to train."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import set_seed
+
+from rgft.batches import Collator, Example, tokenize
+from rgft.config import Config
+from rgft.costs import CostModel, FlopMeter
+from rgft.errors import InputError
+from rgft.guide import Guide
+from rgft.methods import Method, find_method
+from rgft.models import load_classifier, load_tokenizer
+from rgft.settings import method_config
+from rgft.spec import RunSpec
+from rgft.tasks import TaskData, load_folder, load_task
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A run, ready to start."""
+
+    task: TaskData
+    tokenizer: Any
+    model: nn.Module
+    method: Method
+    config: Config
+    lr: float
+    meter: FlopMeter
+    examples: dict[str, list[Example]]
+
+    def sample_losses(self, count: int) -> Iterator[Tensor]:
+        """Losses of the first training samples one by one, for the signals that need them."""
+        collate = Collator(self.tokenizer)
+        device = next(self.model.parameters()).device
+        for example in self.examples["train"][:count]:
+            batch = {k: v.to(device) for k, v in collate([example]).items()}
+            yield self.model(**batch).loss
+
+
+def load_data(spec: RunSpec) -> TaskData:
+    """The task or the user's own data."""
+    folder = None if spec.data is None else Path(spec.data)
+    if spec.task is not None:
+        if spec.text_columns or spec.label_column:
+            raise InputError(
+                "--text-columns and --label-column go with --data alone, not with --task"
+            )
+        return load_task(spec.task, folder)
+    assert folder is not None
+    return load_folder(folder, spec.text_columns, spec.label_column)
+
+
+def prepare(spec: RunSpec) -> Prepared:
+    """Load what `spec` names, and check that it goes together.
+
+    Raises:
+        InputError: It does not, or something cannot be loaded.
+    """
+    method = find_method(spec.method)
+    config, rank = method_config(spec, method)
+    tokenizer = load_tokenizer(spec.model)
+    task = load_data(spec)
+    longest = min(spec.max_length, tokenizer.model_max_length)
+    set_seed(spec.seed)
+    model = load_classifier(spec.model, task.label_names, tokenizer.pad_token_id)
+    reference = CostModel(model)
+    if method.lora:
+        model = add_lora(model, rank)
+    _check_guidance(model, config)
+    examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
+    lr = spec.lr if spec.lr is not None else method.lr
+    meter = FlopMeter(model, reference)
+    return Prepared(task, tokenizer, model, method, config, lr, meter, examples)
+
+
+def _check_guidance(model: nn.Module, config: Config) -> None:
+    """Say now, not after the start, what the guide cannot use."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trainable, lr=0.0)
+    trial = replace(config, total_steps=config.total_steps or 1)
+    Guide(model, optimizer, trial, probe=lambda count: ()).close()
+
+
+def add_lora(model: nn.Module, rank: int) -> nn.Module:
+    """LoRA pairs on all linear layers but the head, which trains in full (Hu et al. 2022)."""
+    from peft import LoraConfig, TaskType, get_peft_model  # noqa: PLC0415 - slow to import
+
+    settings = LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=2 * rank, target_modules="all-linear"
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a renamed attribute
+        adapted: nn.Module = get_peft_model(model, settings)
+    return adapted
