@@ -15,8 +15,9 @@ $(STAMP): constraints.txt pyproject.toml
 	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,models,docs,test]'
 	touch $(STAMP)
 
+# goes on with a run that was stopped; shows the summary of one that has finished
 train: $(STAMP)
-	$(VENV)/bin/rgft train --model minilm --task reviews --method rgft --epochs 2 --overwrite --output-dir $(OUTPUT)
+	$(VENV)/bin/rgft train $(if $(wildcard $(OUTPUT)/run.json),--resume,--model minilm --task reviews --method rgft --epochs 2) --output-dir $(OUTPUT)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto

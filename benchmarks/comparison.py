@@ -17,7 +17,7 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 METHODS = ("full", "rgft", "rgft-threshold", "random", "lora")
 RATES = {"lora": (1e-3, 2e-3, 4e-3)}
@@ -37,23 +37,47 @@ KEPT = (
 )
 LOCK = Lock()
 
-Cell = tuple[str, str, float, int]  # task, method, learning rate, seed
+
+class Cell(NamedTuple):
+    """One run of the comparison."""
+
+    task: str
+    method: str
+    lr: float
+    seed: int
+    epochs: float
 
 
-def cell_of(record: dict[str, Any]) -> Cell:
-    """What a record is of."""
-    return record["task"], record["method"], record["lr"], record["seed"]
+Done = dict[Cell, dict[str, Any]]
 
 
-def read(path: Path) -> dict[Cell, dict[str, Any]]:
-    """Finished cells."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {cell_of(r): r for r in map(json.loads, lines)}
+def read(path: Path) -> Done:
+    """Finished cells. A line that a kill has torn is none, and said to be skipped."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    done: Done = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            print(f"{path}, line {number} is skipped: {error}", file=sys.stderr)
+            continue
+        done[Cell(*(record[name] for name in Cell._fields))] = record
+    return done
 
 
-def run(cell: Cell, epochs: float, records: Path) -> None:
+def append(path: Path, record: dict[str, Any]) -> None:
+    """Add a line, on a new one where a kill has torn the last."""
+    with LOCK, path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1, 0))
+        whole = file.read(1) in (b"", b"\n")
+        file.write(b"" if whole else b"\n")
+        file.write(json.dumps(record).encode() + b"\n")
+
+
+def run(cell: Cell, records: Path) -> None:
     """Run one cell in a process of its own and append its record."""
-    task, method, lr, seed = cell
+    task, method, lr, seed, epochs = cell
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "rgft.cli", "train", "--task", task, "--method", method]
         command += ["--lr", str(lr), "--seed", str(seed), "--epochs", str(epochs)]
@@ -71,24 +95,23 @@ def run(cell: Cell, epochs: float, records: Path) -> None:
         "code_revision": result["code_revision"],
         "hardware": result["hardware"],
     }
-    with LOCK, records.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+    append(records, record)
     score = record["metrics"]["validation"][record["metric"]]
     print(*cell, f"validation {score:.4f}", f"FLOPs {record['flops']['share']:.3f}", flush=True)
 
 
-def run_all(cells: list[Cell], epochs: float, records: Path, workers: int) -> None:
+def run_all(cells: list[Cell], records: Path, workers: int) -> None:
     """Run the cells that have no record yet."""
     done = read(records)
     with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(lambda c: run(c, epochs, records), [c for c in cells if c not in done]))
+        list(pool.map(lambda c: run(c, records), [c for c in cells if c not in done]))
 
 
-def best_rate(done: dict[Cell, dict[str, Any]], task: str, method: str) -> float:
+def best_rate(done: Done, task: str, method: str, epochs: float) -> float:
     """The learning rate with the best validation score at the first seed."""
 
     def score(lr: float) -> float:
-        record = done[task, method, lr, SEEDS[0]]
+        record = done[Cell(task, method, lr, SEEDS[0], epochs)]
         return float(record["metrics"]["validation"][record["metric"]])
 
     return max(RATES.get(method, DEFAULT_RATES), key=score)
@@ -103,14 +126,21 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     given.records.parent.mkdir(parents=True, exist_ok=True)
+    epochs = given.epochs
     for task in given.tasks:
         sweep = [
-            (task, m, lr, SEEDS[0]) for m in given.methods for lr in RATES.get(m, DEFAULT_RATES)
+            Cell(task, method, lr, SEEDS[0], epochs)
+            for method in given.methods
+            for lr in RATES.get(method, DEFAULT_RATES)
         ]
-        run_all(sweep, given.epochs, given.records, given.workers)
+        run_all(sweep, given.records, given.workers)
         done = read(given.records)
-        chosen = [(task, m, best_rate(done, task, m), s) for m in given.methods for s in SEEDS[1:]]
-        run_all(chosen, given.epochs, given.records, given.workers)
+        chosen = [
+            Cell(task, method, best_rate(done, task, method, epochs), seed, epochs)
+            for method in given.methods
+            for seed in SEEDS[1:]
+        ]
+        run_all(chosen, given.records, given.workers)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,21 @@ import argparse
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
 
-from comparison import METHODS, SEEDS, best_rate, read
+from comparison import METHODS, SEEDS, Cell, Done, best_rate, read
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records" / "comparison.jsonl"
 BEGIN, END = "<!-- comparison:begin -->", "<!-- comparison:end -->"
 
 
-def rows(task: str, done: dict[Any, dict[str, Any]]) -> list[str]:
+def rows(task: str, epochs: float, done: Done) -> list[str]:
     """One line a method whose cells are all there: quality over the seeds, and FLOPs."""
     lines = []
     for method in METHODS:
         try:
-            rate = best_rate(done, task, method)
-            runs = [done[task, method, rate, seed] for seed in SEEDS]
+            rate = best_rate(done, task, method, epochs)
+            runs = [done[Cell(task, method, rate, seed, epochs)] for seed in SEEDS]
         except KeyError:
             continue
         scores = {
@@ -42,19 +41,19 @@ def rows(task: str, done: dict[Any, dict[str, Any]]) -> list[str]:
 
 
 def table() -> str:
-    """Markdown for all tasks that have records."""
+    """Markdown for all tasks and lengths that have records."""
     done = read(RECORDS)
     parts = []
-    for task in dict.fromkeys(record["task"] for record in done.values()):
-        lines = rows(task, done)
+    for task, epochs in dict.fromkeys((cell.task, cell.epochs) for cell in done):
+        lines = rows(task, epochs, done)
         if lines:
-            epochs = {f"{r['epochs']:g}" for r in done.values() if r["task"] == task}
-            metric = next(r["metric"] for r in done.values() if r["task"] == task)
-            header = f"| {task} | learning rate | validation | test | FLOPs, share of full |"
-            parts.append(
-                f"{task}: {metric} x 100 after {', '.join(epochs)} epoch, mean ± standard "
-                f"deviation of {len(SEEDS)} seeds\n\n{header}\n|---|---|---|---|---|\n" + "\n".join(lines)
+            metric = next(record["metric"] for cell, record in done.items() if cell.task == task)
+            caption = (
+                f"{task}: {metric} x 100 after {epochs:g} epoch{'s' * (epochs > 1)}, mean ± "
+                f"standard deviation of {len(SEEDS)} seeds"
             )
+            header = f"| {task} | learning rate | validation | test | FLOPs, share of full |"
+            parts.append("\n".join([caption, "", header, "|---|---|---|---|---|", *lines]))
     return "\n\n".join(parts)
 
 

@@ -71,7 +71,7 @@ def outcome(output: Path) -> dict[str, Any]:
     """What of a record must not depend on time or on interruptions."""
     record = record_of(output)
     history = [{k: v for k, v in look.items() if k != "seconds"} for look in record.pop("history")]
-    timed = ("seconds", "peak_memory_bytes", "started", "finished")
+    timed = ("seconds", "peak_memory_bytes", "started", "finished", "resumed")
     return {**{k: v for k, v in record.items() if k not in timed}, "history": history}
 
 

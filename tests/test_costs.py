@@ -256,3 +256,14 @@ def test_lora_is_measured_against_the_model_without_it() -> None:
     bert_loss(model, tokens()[0])
     assert (meter.spent, meter.full) == (spent, full)
     assert 0.5 < meter.share < 1
+
+
+def test_probes_are_spent_but_are_no_part_of_full_fine_tuning() -> None:
+    model = nn.Linear(3, 2)
+    meter = FlopMeter(model)
+    model(torch.ones(4, 3))
+    once = meter.spent
+    assert once == meter.full > 0
+    with meter.probing():
+        model(torch.ones(4, 3))
+    assert (meter.spent, meter.full) == (2 * once, once)

@@ -135,9 +135,18 @@ def boundary_modules(model: nn.Module, guide: Guide, active: frozenset[str]) -> 
     return [module for i, module in enumerate(stack) if i < lowest]
 
 
-@pytest.mark.parametrize("method", ALL)
-def test_backward_stops_where_the_plan_says_and_costs_what_is_predicted(method: str) -> None:
-    model, optimizer, guide = start(method)
+# By raw norms thresholding keeps the lowest layers here; by norms per parameter the highest ones.
+@pytest.mark.parametrize(
+    ("method", "changes", "truncates"),
+    [
+        *((name, {}, name in TRUNCATES) for name in ALL),
+        ("rgft-threshold", {"signal": "rms", "top": 0.2}, True),
+    ],
+)
+def test_backward_stops_where_the_plan_says_and_costs_what_is_predicted(
+    method: str, changes: dict[str, Any], truncates: bool
+) -> None:
+    model, optimizer, guide = start(method, **changes)
     predicted = CostModel(model)
     fired: list[str] = []
     for module_name, module in model.named_modules():
@@ -159,7 +168,7 @@ def test_backward_stops_where_the_plan_says_and_costs_what_is_predicted(method: 
             assert all(p.grad is None for n, p in model.named_parameters() if n in frozen)
             stopped += bool(below)
         optimizer.step()
-    assert bool(stopped) == (method in TRUNCATES)
+    assert bool(stopped) == truncates
 
 
 def tensor_hook(name: str, fired: list[str]) -> Any:

@@ -541,7 +541,6 @@ def test_map_without_a_usable_error_is_still_drawn(tmp_path, value):
     run = load_run(write_run(tmp_path, parts=parts, table=table, steps=10))
     assert ranking_figure(run) is None
     assert error_map_png(run).startswith(b"\x89PNG")
-    assert error_map_png(run, "raw").startswith(b"\x89PNG")
     (first, *_) = Page(render_page(run)).figures()
     assert first["data"][0]["type"] == "heatmap"
 
@@ -628,11 +627,13 @@ def test_hostile_names_stay_text(tmp_path):
         assert not re.search(r"<(script|img|/script)", json.dumps(figure))
 
 
-def test_picture_has_two_scales(run):
-    share, raw = (imread(io.BytesIO(error_map_png(run, scale))) for scale in ("share", "raw"))
-    assert share.shape[1] == raw.shape[1] == 1350
-    assert error_map_png(run) == error_map_png(run, "share")
-    assert error_map_png(run, "raw") != error_map_png(run, "share")
+def test_picture_is_of_the_shares(run):
+    grid = run.error_map
+    assert imread(io.BytesIO(error_map_png(run))).shape[1] == 1350
+    louder = dataclasses.replace(grid, error=1000 * grid.error)
+    assert error_map_png(dataclasses.replace(run, error_map=louder)) == error_map_png(run)
+    other = dataclasses.replace(grid, error=grid.error[::-1])
+    assert error_map_png(dataclasses.replace(run, error_map=other)) != error_map_png(run)
 
 
 def test_what_the_library_writes_can_be_reported(tmp_path):

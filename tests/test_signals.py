@@ -235,3 +235,11 @@ def test_find_signal() -> None:
     ) as caught:
         find_signal("loudness", 2)
     assert "\n" not in str(caught.value)
+
+
+def test_products_of_half_precision_numbers_do_not_underflow() -> None:
+    tiny = [torch.full((4,), 1e-4, dtype=torch.float16)]
+    statistics = Statistics(
+        torch.tensor([0]), torch.tensor([4.0]), torch.Generator(), grads=tiny, weights=tiny
+    )
+    assert SIGNALS["taylor"].score(statistics).item() == pytest.approx(4e-8, rel=0.02)

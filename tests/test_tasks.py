@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from rgft.errors import InputError
 from rgft.metrics import METRICS
-from rgft.tasks import TASKS, TaskData, describe_tasks, fetch, load_folder, load_task, reviews
+from rgft.tasks import TASKS, TaskData, load_folder, load_task, reviews
 from rgft.tasks.archive import read_members
 from rgft.tasks.hub import HUB_TASKS, load_hub_task
 from rgft.tasks.splitting import carve_validation
@@ -433,17 +433,17 @@ def test_unknown_task_lists_the_allowed() -> None:
     assert "'mnist'" in message and all(name in message for name in TASKS)
 
 
-def test_description_has_every_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_here_is_said_of_every_task(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("RGFT_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("RGFT_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
     write(tmp_path / "data" / "trec" / "train.jsonl", ROWS)
-    rows = {row.name: row for row in describe_tasks()}
-    assert list(rows) == list(TASKS)
-    assert [name for name, row in rows.items() if row.available] == ["trec"]
-    for name, row in rows.items():
-        assert row.metric in METRICS[row.kind]
-        assert row.description == TASKS[name].description and "\n" not in row.description
+    assert [name for name, task in TASKS.items() if task.available()] == ["trec"]
+    for task in TASKS.values():
+        assert task.metric in METRICS[task.kind]
+        assert "\n" not in task.description
 
 
 def hub_rows(task_name: str, count: int, label: int | None = None) -> Rows:
@@ -682,7 +682,7 @@ def test_damaged_cache_is_rebuilt_or_refused(
 
 
 def test_reviews_offline(home: Path) -> None:
-    message = refused(lambda: fetch("reviews"))
+    message = refused(lambda: load_task("reviews"))
     assert "pip could not fetch vaderSentiment-3.3.2.tar.gz" in message and "go online" in message
     assert not home.exists()
 
@@ -701,7 +701,7 @@ def test_pip_fetches_what_has_the_hash(
     monkeypatch.setattr(reviews, "SHA256", hashlib.sha256(content).hexdigest())
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     (tmp_path / reviews.ARCHIVE).write_bytes(content)
-    assert len(fetch("reviews-rating").splits["tweets"]) == 2
+    assert len(load_task("reviews-rating").splits["tweets"]) == 2
     assert (home / "reviews" / reviews.ARCHIVE).read_bytes() == content
 
 
@@ -710,7 +710,7 @@ def test_another_archive_is_refused_before_anything_in_it_runs(
 ) -> None:
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     (tmp_path / reviews.ARCHIVE).write_bytes(small_archive())
-    assert "pip could not fetch" in refused(lambda: fetch("reviews"))
+    assert "pip could not fetch" in refused(lambda: load_task("reviews"))
     assert not home.exists()
     assert not Path(f"{home}.ran").exists()
 
@@ -745,7 +745,7 @@ def test_only_regular_members_of_the_expected_size_are_read() -> None:
 def test_reviews_as_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RGFT_HOME", str(tmp_path))
     try:
-        rating: TaskData = fetch("reviews-rating")
+        rating: TaskData = load_task("reviews-rating")
     except InputError as problem:
         if "pip could not fetch" not in str(problem):
             raise

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+PREFIX, SUFFIX = ".rgft-", ".tmp"  # of the names of unfinished files, which nobody else has
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -20,7 +22,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     'whole'
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{PREFIX}{path.name}.{os.getpid()}{SUFFIX}")
     try:
         yield temporary
         with temporary.open("rb+") as file:

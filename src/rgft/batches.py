@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
+from rgft.progress import bar
 from rgft.tasks.task import TaskData
 
 Example = dict[str, Any]
-CHUNK = 1000
+CHUNK = 200  # rows between two looks at the bar
 MULTIPLE = 8  # lengths are padded to it: few distinct shapes, and whole vector registers
 
 
@@ -26,13 +26,14 @@ def tokenize(task: TaskData, split: str, tokenizer: Any, max_length: int) -> lis
     texts = [list(data[column]) for column in task.text_columns]
     labels = list(data[task.label_column])
     examples: list[Example] = []
-    starts = range(0, len(labels), CHUNK)
-    for start in tqdm(starts, f"tokenizing {split}", disable=len(labels) < 10 * CHUNK, leave=False):
-        rows = slice(start, start + CHUNK)
-        encoded = tokenizer(*(t[rows] for t in texts), truncation=True, max_length=max_length)
-        columns = [encoded[key] for key in encoded]
-        for *values, label in zip(*columns, labels[rows], strict=True):
-            examples.append({**dict(zip(encoded, values, strict=True)), "labels": label})
+    with bar(f"tokenizing {split}", len(labels), "row", delay=1) as shown:
+        for start in range(0, len(labels), CHUNK):
+            rows = slice(start, start + CHUNK)
+            encoded = tokenizer(*(t[rows] for t in texts), truncation=True, max_length=max_length)
+            columns = [encoded[key] for key in encoded]
+            for *values, label in zip(*columns, labels[rows], strict=True):
+                examples.append({**dict(zip(encoded, values, strict=True)), "labels": label})
+            shown.update(len(labels[rows]))
     if split != "train":
         examples.sort(key=lambda example: len(example["input_ids"]))
     return examples

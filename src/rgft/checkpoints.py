@@ -30,6 +30,15 @@ def newest_checkpoint(output_dir: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
+def step_of(checkpoint: Path | None) -> int:
+    """Optimizer steps done at a checkpoint; 0 without one.
+
+    >>> step_of(Path("checkpoints/checkpoint-120"))
+    120
+    """
+    return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
+
+
 def _step_of_whole(folder: Path) -> int | None:
     """The step of a checkpoint, or None if it is not whole."""
     weights = list(folder.glob("*.safetensors"))

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from rgft import __version__
 from rgft.errors import EngagementError, InputError
 from rgft.methods import METHODS
+from rgft.storage import storage_problem
 
 try:
     import click
@@ -24,6 +25,9 @@ except ImportError as missing:
     sys.exit(
         f"rgft: the command needs more than the library ({missing.name}): pip install 'rgft[train]'"
     )
+
+
+MISPLACED = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -135,12 +139,12 @@ def data(context: click.Context) -> None:
     """List the tasks and where they come from."""
     if context.invoked_subcommand is not None:
         return
-    from rgft.tasks import describe_tasks  # noqa: PLC0415
+    from rgft.tasks import TASKS  # noqa: PLC0415
 
     table = Table("task", "kind", "metric", "what", "from", "here")
-    for row in describe_tasks():
-        here = "yes" if row.available else "no"
-        table.add_row(row.name, row.kind, row.metric, row.description, row.origin, here)
+    for name, entry in TASKS.items():
+        here = "yes" if entry.available() else "no"
+        table.add_row(name, entry.kind, entry.metric, entry.description, entry.origin, here)
     Console().print(table)
 
 
@@ -148,9 +152,9 @@ def data(context: click.Context) -> None:
 @click.argument("name")
 def fetch(name: str) -> None:
     """Bring a task onto this machine."""
-    from rgft.tasks import fetch as fetch_task  # noqa: PLC0415
+    from rgft.tasks import load_task  # noqa: PLC0415
 
-    task = fetch_task(name)
+    task = load_task(name)
     rows = ", ".join(f"{split} {len(data):,}" for split, data in task.splits.items())
     print(f"{name}: {rows}")
 
@@ -162,6 +166,8 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         key, separator, text = pair.partition("=")
         if not separator or not key:
             raise InputError(f"--set takes KEY=VALUE, not '{pair}', e.g. --set beta=0.95")
+        if key in settings:
+            raise InputError(f"--set gives {key} twice; give each key once")
         try:
             settings[key] = json.loads(text)
         except ValueError:
@@ -194,14 +200,30 @@ def summary(record: dict[str, Any]) -> Table:
     return table
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, an accelerator's, or what torch allocates on the host."""
+    kind, text = type(error).__name__, str(error)
+    return kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in text
+
+
 def fail(message: str, code: int) -> NoReturn:
     """One line to standard error, then exit."""
     print(f"rgft: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(code)
 
 
+def fail_for(error: OSError | MemoryError | RuntimeError) -> NoReturn:
+    """One line for what files and memory can do; any other error is raised again."""
+    if isinstance(error, OSError):
+        code = 2 if isinstance(error, MISPLACED) or storage_problem(error) else 1
+        fail(f"{error.filename or 'input/output'}: {error.strerror or error}", code)
+    if out_of_memory(error):
+        fail(f"out of memory: {error or 'there is no more'}; give a lower --batch-size", 1)
+    raise error
+
+
 def main() -> None:
-    """Entry point: every error of the user's is one line and exit code 2."""
+    """Entry point: every error of the user's is one line and exit code 2, a machine's has 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         app(standalone_mode=False)
@@ -214,10 +236,14 @@ def main() -> None:
         raise SystemExit(2) from None
     except click.ClickException as error:
         fail(f"{error.format_message()} (see `rgft --help`)", 2)
-    except OSError as error:
-        fail(f"{error.filename or 'input/output'}: {error.strerror or error}", 2)
+    except (OSError, MemoryError, RuntimeError) as error:
+        fail_for(error)
     except (KeyboardInterrupt, click.Abort):
         fail("stopped", 1)
+    except SystemExit as end:  # click and rich turn a broken pipe into a silent end
+        if isinstance(end.__context__, BrokenPipeError):
+            fail("the reader of the output has gone (broken pipe)", 1)
+        raise
 
 
 if __name__ == "__main__":

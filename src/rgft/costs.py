@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +24,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 _QKV = ("query", "key", "value")
+CACHED_GRAPHS, CACHED_STEPS = 256, 4096  # batch shapes; pairs of a shape and a plan
 Operator = Any  # torch._ops.OpOverload, which has no public type
 
 
@@ -123,6 +125,8 @@ class CostModel:
         graph = self.graph(*args, **kwargs)
         key = (id(graph), trained)
         if key not in self._steps:
+            if len(self._steps) >= CACHED_STEPS:
+                self._steps.clear()
             self._steps[key] = graph.cost(trained)
         return self._steps[key]
 
@@ -130,6 +134,9 @@ class CostModel:
         """The operations of `model(*args, **kwargs)`: only shapes and types matter."""
         key = _shapes((args, kwargs), self._model.training)
         if key not in self._graphs:
+            if len(self._graphs) >= CACHED_GRAPHS:
+                self._graphs.clear()
+                self._steps.clear()
             try:
                 self._graphs[key] = _trace(self._model, self._device, args, kwargs)
             except NotImplementedError:
@@ -168,12 +175,22 @@ class FlopMeter:
         self._model = model
         self.spent = 0
         self.full = 0
+        self._probing = False
         self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     @property
     def share(self) -> float:
         """Spent as a share of full fine-tuning; 0 before the first step."""
         return self.spent / self.full if self.full else 0.0
+
+    @contextmanager
+    def probing(self) -> Iterator[None]:
+        """Forward passes in this block are spent, but full fine-tuning would not run them."""
+        self._probing = True
+        try:
+            yield
+        finally:
+            self._probing = False
 
     def close(self) -> None:
         """Stop counting."""
@@ -184,7 +201,8 @@ class FlopMeter:
             return
         trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
         self.spent += self._costs.step(trained, *args, **kwargs).total
-        self.full += self._reference.step(self._reference.names, *args, **kwargs).total
+        if not self._probing:
+            self.full += self._reference.step(self._reference.names, *args, **kwargs).total
 
 
 def _without_values(model: nn.Module) -> nn.Module:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import FrameType
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +29,13 @@ from rgft.execution.slices import SliceUpdates
 from rgft.plan import Plan, uniform_plan
 from rgft.policies import Situation, find_policy
 from rgft.policies.options import hold, mean_one
-from rgft.signals import find_signal
+from rgft.signals import Signal, find_signal
 
+LAG_REFUSAL = "lag=False cannot freeze (backward has already run); use lag=True"
 Probe = Callable[[int], Iterable[Tensor]]
+
+
+_GUIDES: WeakKeyDictionary[nn.Module, weakref.ref[Guide]] = WeakKeyDictionary()
 
 
 class Guide:
@@ -81,16 +87,22 @@ class Guide:
     ) -> None:
         self.config = config or Config()
         self.optimizer = _plain(optimizer)
+        previous = _GUIDES.get(model, lambda: None)()
+        if previous is not None and previous._unfreeze.alive:
+            raise InputError("this model already has a guide; call its close() first")
         self.binding = bind(model, self.optimizer, partition(model, self.config.granularity))
         self._policy = find_policy(self.config)
         self._probe = probe
         self._generator = torch.Generator().manual_seed(self.config.seed)
         signal = find_signal(self.config.signal, self.config.p)
+        _check_signal_settings(self.config, signal)
         if signal.source == "samples" and probe is None:
             raise InputError(
                 f"the signal {self.config.signal!r} needs per-sample losses: "
                 "give Guide(..., probe=...)"
             )
+        if self._policy.freezes and not self.config.lag:
+            raise InputError(LAG_REFUSAL)
         if signal.source != "gradient" and not self.config.lag:
             raise InputError(
                 f"lag=False needs a signal known before the step, {self.config.signal!r} is not; "
@@ -114,9 +126,19 @@ class Guide:
         self.seconds = 0.0
         self._switched = torch.zeros(len(adapted), dtype=torch.long)
         self._warned = 0
+        self._told = False
+        self._probes_always = (
+            self._policy.uses_error
+            and signal.source == "gradient"
+            and self.config.every * self.config.probe_every == 1
+        )
         # An optimizer class whose step calls its parent's runs the hooks of both, one in the other.
         self._stepping: FrameType | None = None
         self._nested = 0
+        self._raw = torch.ones(len(adapted), dtype=torch.float64)
+        parameters = tuple(self.binding.parameters.values())
+        self._unfreeze: weakref.finalize[Any, Any] = weakref.finalize(self, _unfreeze, parameters)
+        _GUIDES[model] = weakref.ref(self)
         self._start()
         self._handles: list[RemovableHandle] = [
             self.optimizer.register_step_pre_hook(self._before_step),
@@ -147,18 +169,26 @@ class Guide:
         return ((self.step + 1 - self.config.warmup) // self.config.every) % every == 0
 
     def close(self) -> None:
-        """Let go of the optimizer; every parameter the guide froze requires a gradient again."""
+        """Let go of the optimizer; every parameter the guide froze requires a gradient again.
+
+        Raises:
+            EngagementError: The last plan was not carried out.
+        """
         for handle in self._handles:
             handle.remove()
-        self._engagement.end()
-        self.error_map.flush()
-        for parameter in self.binding.parameters.values():
-            parameter.requires_grad_(True)
+        self._unfreeze()
+        _, _, checks = self.error_map.flush(self._engagement.result())
+        try:
+            self._engagement.judge(checks)
+        finally:
+            self._engagement.end()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors, numbers and strings."""
         return {
             "components": [c.name for c in self.binding.components],
+            "settings": self._settings(),
+            "raw": self._raw.clone(),
             "error_map": self.error_map.state_dict(),
             "lr_scale": list(self.plan.lr_scale),
             "step": self.step,
@@ -178,7 +208,14 @@ class Guide:
                 f"this state has {len(state.get('components', ()))} components, the guide has "
                 f"{len(names)} or others; load it with the model and granularity it was saved with"
             )
+        if state["settings"] != self._settings():
+            raise InputError(
+                f"this state was saved with {state['settings']}, the guide has "
+                f"{self._settings()}; load it with the settings it was saved with"
+            )
         self.error_map.load_state_dict(state["error_map"])
+        self._raw = state["raw"].clone()
+        self._warned = int(state["error_map"]["skipped"])
         self.step = int(state["step"])
         self._switched = state["switched"].clone()
         self._generator.set_state(state["generator"])
@@ -186,6 +223,15 @@ class Guide:
         self._adopt(replace(self.plan, lr_scale=scale))
         self._apply()
         self._engagement.begin(self.plan)
+
+    def _settings(self) -> str:
+        """What the map and the plan mean nothing without."""
+        c = self.config
+        policy, signal = (x if isinstance(x, str) else "custom" for x in (c.policy, c.signal))
+        return (
+            f"signal={signal} p={c.p:g} beta={c.beta:g} bias_correction={c.bias_correction} "
+            f"policy={policy}"
+        )
 
     def _start(self) -> None:
         """The first plan: all train, unless the policy needs no map to decide."""
@@ -216,7 +262,7 @@ class Guide:
         )
         if not self.config.lag and self._due(self.step + 1):
             self._synchronise()
-        self._engagement.before_step(optimizer, probing=self.probing)
+        self._engagement.before_step(optimizer, valid, probing=self.probing)
         drop_gradients(self._scale)
         if self.binding.sliced:
             self._slices.enter(optimizer, self.plan.lr_scale)
@@ -284,7 +330,7 @@ class Guide:
     def _decide(self, error: Tensor) -> None:
         """Ask the policy for multipliers and make them the plan."""
         previous = torch.tensor(self.plan.lr_scale, dtype=torch.float64)
-        scale = self._policy.lr_scale(self._situation(error)).double()
+        scale = self._policy.lr_scale(self._situation(error)).to(torch.float64, copy=True)
         if scale.shape != previous.shape or not bool((torch.isfinite(scale) & (scale >= 0)).all()):
             raise InputError(
                 f"the policy gave {scale.tolist()[:8]}; it must give one finite number >= 0 for "
@@ -292,7 +338,8 @@ class Guide:
             )
         scale[self._always & (scale == 0)] = 1.0
         if self.config.min_stay and self.step:
-            scale = hold(scale, previous, self.step - self._switched, self.config.min_stay)
+            scale = hold(scale, self._raw, self.step - self._switched, self.config.min_stay)
+        self._raw = scale
         if self.config.mean_one:
             scale = mean_one(scale)
         if not bool((scale > 0).any()):
@@ -303,14 +350,14 @@ class Guide:
             )
         freezes = bool((scale == 0).any())
         if freezes and not self.config.lag:
-            raise InputError("lag=False cannot freeze (backward has already run); use lag=True")
+            raise InputError(LAG_REFUSAL)
         if freezes and self._policy.uses_error and self._measuring.signal.source == "update":
             raise InputError(
                 f"the signal {self.config.signal!r} cannot score frozen components, which could "
                 "never come back; choose another signal, or a policy that freezes nothing"
             )
-        probes_always = self._policy.uses_error and self.config.every * self.config.probe_every == 1
-        if freezes and probes_always:
+        if freezes and self._probes_always and not self._told:
+            self._told = True
             warnings.warn(
                 "every=1 with probe_every=1 probes at each step, so that freezing saves no "
                 "compute; raise one of them",
@@ -342,6 +389,23 @@ class Guide:
         apply_freezing(self._scale, probing=self.probing)
 
 
+def _unfreeze(parameters: tuple[nn.Parameter, ...]) -> None:
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+
+
+def _check_signal_settings(config: Config, signal: Signal) -> None:
+    """Refuse settings that the signal does not look at."""
+    fields = Config.__dataclass_fields__
+    unused = {
+        "p": config.signal != "grad-norm",
+        "probe_samples": signal.source != "samples",
+    }
+    for name, idle in unused.items():
+        if idle and getattr(config, name) != fields[name].default:
+            raise InputError(f"{name} has no effect on the signal {config.signal!r}; drop it")
+
+
 def _running(frame: FrameType) -> bool:
     """Whether `frame` is among the callers (it is not, if an error ended it)."""
     caller: FrameType | None = sys._getframe(1)
@@ -355,7 +419,4 @@ def _plain(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, torch.optim.Optimizer):
         raise InputError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
-    hooks = inner._optimizer_step_pre_hooks.values()
-    if any(isinstance(getattr(hook, "__self__", None), Guide) for hook in hooks):
-        raise InputError("this optimizer already has a guide; call its close() first")
     return inner

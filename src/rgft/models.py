@@ -88,7 +88,12 @@ def _load(factory: Any, model: str, **settings: Any) -> Any:
     unreachable = None if Path(place).exists() else _unreachable(place)
     try:
         with Quiet():  # the report on the new head alarms and says nothing else
-            return factory.from_pretrained(place, **settings, local_files_only=bool(unreachable))
+            return factory.from_pretrained(
+                place,
+                **settings,
+                local_files_only=bool(unreachable),
+                trust_remote_code=False,  # code that lies beside weights is never run
+            )
     except Exception as error:  # broken files raise whatever they break first
         raise InputError(
             f"cannot load '{model}': {_line(unreachable or error)}; give a folder that "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.markup import escape
 from torch import Tensor, nn
 from transformers import set_seed
 
@@ -19,6 +20,7 @@ from rgft.errors import InputError
 from rgft.guide import Guide
 from rgft.methods import Method, find_method
 from rgft.models import load_classifier, load_tokenizer
+from rgft.progress import waiting
 from rgft.settings import method_config
 from rgft.spec import RunSpec
 from rgft.tasks import TaskData, load_folder, load_task
@@ -67,15 +69,19 @@ def prepare(spec: RunSpec) -> Prepared:
     """
     method = find_method(spec.method)
     config, rank = method_config(spec, method)
-    tokenizer = load_tokenizer(spec.model)
-    task = load_data(spec)
+    with waiting(f"loading the tokenizer of {escape(spec.model)}"):
+        tokenizer = load_tokenizer(spec.model)
+    with waiting("loading the data"):
+        task = load_data(spec)
     longest = min(spec.max_length, tokenizer.model_max_length)
     set_seed(spec.seed)
-    model = load_classifier(spec.model, task.label_names, tokenizer.pad_token_id)
-    reference = CostModel(model)
-    if method.lora:
-        model = add_lora(model, rank)
-    _check_guidance(model, config)
+    with waiting(f"loading the model {escape(spec.model)}"):
+        model = load_classifier(spec.model, task.label_names, tokenizer.pad_token_id)
+    with waiting("setting up the method"):
+        reference = CostModel(model)
+        if method.lora:
+            model = add_lora(model, rank)
+        _check_guidance(model, config)
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
     lr = spec.lr if spec.lr is not None else method.lr
     meter = FlopMeter(model, reference)

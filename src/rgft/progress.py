@@ -1,11 +1,14 @@
-"""What a run shows while it goes on: one bar, and one line per evaluation."""
+"""What a run shows while it goes on: what it waits for, bars, and one line per evaluation."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from logging import ERROR
 from typing import Any
 
 from huggingface_hub.utils import logging as hub_logging
+from rich.console import Console
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
@@ -27,6 +30,17 @@ class Quiet:
         hub_logging.set_verbosity(self._hub)
         if self._bars:
             logging.enable_progress_bar()
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """Show `text` on a terminal's standard error until the block ends."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield
+        return
+    with console.status(text):
+        yield
 
 
 class Progress(TrainerCallback):  # type: ignore[misc]
@@ -55,7 +69,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Show the bar."""
         del args, control, kwargs
-        self._bar = _bar("training", state.max_steps, initial=state.global_step)
+        self._bar = bar("training", state.max_steps, "step", initial=state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -79,7 +93,7 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """Show a bar of its own where evaluating takes more than a second."""
         del args, state, control
         if self._inner is None:
-            self._inner = _bar("evaluating", len(kwargs["eval_dataloader"]), delay=1)
+            self._inner = bar("evaluating", len(kwargs["eval_dataloader"]), "step", delay=1)
         self._inner.update(1)
 
     def on_predict(
@@ -117,12 +131,12 @@ class Progress(TrainerCallback):  # type: ignore[misc]
             self._inner = None
 
 
-def _bar(text: str, total: int, **settings: Any) -> Any:
+def bar(text: str, total: int, unit: str, **settings: Any) -> Any:
     """Shown on a terminal only, and gone when it is closed."""
     return tqdm(
         total=total,
         desc=text,
-        unit="step",
+        unit=unit,
         leave=False,
         disable=None,
         dynamic_ncols=True,

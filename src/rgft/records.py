@@ -41,13 +41,22 @@ def read_run(output_dir: Path) -> dict[str, Any]:
         raise InputError(
             f"{output_dir} holds no run (no {RUN_FILE}); give the folder of a run"
         ) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"{path} is damaged: {error}; start the run anew with --overwrite"
+            f"{path} is damaged: {error}; start the run anew in another folder"
         ) from error
     if not isinstance(record, dict) or record.get("schema") != SCHEMA:
         raise InputError(f"{path} is not a record of this version (schema {SCHEMA})")
     return record
+
+
+def is_run(output_dir: Path) -> bool:
+    """Whether the folder holds the record of a run, of any version, rather than another file."""
+    try:
+        record = json.loads((output_dir / RUN_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and type(record.get("schema")) is int and "status" in record
 
 
 def versions() -> dict[str, str]:
@@ -85,6 +94,15 @@ def code_revision() -> str | None:
         return git("rev-parse", "HEAD") + changes
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def note_environment(record: dict[str, Any], step: int) -> None:
+    """Add what the run runs on: of its first start, then of every resume with the step it is at."""
+    found = {"versions": versions(), "hardware": hardware(), "code_revision": code_revision()}
+    if "versions" in record:
+        record["resumed"] = [*record.get("resumed", []), {"step": step, **found}]
+    else:
+        record |= found
 
 
 def peak_memory_bytes() -> int:

@@ -2,23 +2,36 @@
 
 from __future__ import annotations
 
+import fnmatch
 import os
 import shutil
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rgft import records
+from rgft.atomic import PREFIX, SUFFIX
 from rgft.checkpoints import FOLDER
 from rgft.error_map import ErrorMap
 from rgft.errors import InputError
+from rgft.progress import waiting
 from rgft.report import write_report
 from rgft.spec import RunSpec, arguments
 
 ERROR_MAP_FILE = "error_map.parquet"
 REPORT_FILES = ("error_map.png", "report.html")  # in the order of writing
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-STAGING, ADAPTER = ".saving", "adapter"
+ADAPTER = "adapter"
+MODEL_FILES = (  # of whatever model and tokenizer; some by patterns
+    *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
+    *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
+    *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.txt"),
+    *("vocab.json", "merges.txt", "spiece.model", "spm.model", "tokenizer.model"),
+    "sentencepiece.bpe.model",
+)
+RESULTS = (ADAPTER, ERROR_MAP_FILE, *REPORT_FILES, *MODEL_FILES)
+OURS = (FOLDER, records.RUN_FILE, *RESULTS)
+STAGING = f"{PREFIX}saving{SUFFIX}"
 
 
 def begin(spec: RunSpec, output_dir: Path, *, resume: bool, overwrite: bool) -> dict[str, Any]:
@@ -30,7 +43,7 @@ def begin(spec: RunSpec, output_dir: Path, *, resume: bool, overwrite: bool) -> 
         if not isinstance(before, dict) or "status" not in record:
             raise InputError(
                 f"{output_dir / records.RUN_FILE} is damaged (no arguments); "
-                "start the run anew with --overwrite"
+                "start the run anew in another folder"
             )
         changed = {k for k, v in given.items() if before.get(k) != v}
         if changed:
@@ -41,14 +54,34 @@ def begin(spec: RunSpec, output_dir: Path, *, resume: bool, overwrite: bool) -> 
             )
         record.pop("step", None)
         return record
+    held = [folder.resolve() for folder in (output_dir, *_matching(output_dir, OURS))]
     for name, source in (("model", spec.model), ("data", spec.data)):
-        if source is not None and output_dir.resolve() == Path(source).resolve():
+        if source is not None and Path(source).resolve() in held:
             raise InputError(f"{output_dir} holds the {name}; give another --output-dir")
-    if (output_dir / records.RUN_FILE).exists() and not overwrite:
+    refuse_foreign(output_dir, OURS)
+    if records.is_run(output_dir) and not overwrite:
         raise InputError(
             f"{output_dir} already holds a run; give --resume, --overwrite or another folder"
         )
     return {"status": "running", "arguments": given, "started": now()}
+
+
+def refuse_foreign(output_dir: Path, names: Iterable[str]) -> None:
+    """What a run would replace or remove must be of an earlier run.
+
+    Args:
+        output_dir: Folder of the run; it need not exist.
+        names: Of files and folders in it, or patterns of names.
+
+    Raises:
+        InputError: One of them is there, and no record of a run.
+    """
+    foreign = next(_matching(output_dir, names), None)
+    if foreign is not None and not records.is_run(output_dir):
+        raise InputError(
+            f"{output_dir} holds {foreign.name} but no record of a run, and a run would replace "
+            "it; give --output-dir an empty or a new folder"
+        )
 
 
 def probe_writable(output_dir: Path) -> None:
@@ -56,7 +89,7 @@ def probe_writable(output_dir: Path) -> None:
     try:
         output_dir.mkdir(parents=True, exist_ok=True)
         sweep(output_dir)
-        probe = output_dir / f".probe.{os.getpid()}.tmp"
+        probe = output_dir / f"{PREFIX}probe.{os.getpid()}{SUFFIX}"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
@@ -66,26 +99,36 @@ def probe_writable(output_dir: Path) -> None:
 
 
 def clear(output_dir: Path) -> None:
-    """Remove what an earlier run left."""
-    for name in (FOLDER, STAGING, ADAPTER):
-        shutil.rmtree(output_dir / name, ignore_errors=True)
-    for name in (records.RUN_FILE, ERROR_MAP_FILE, *REPORT_FILES, *WEIGHT_FILES):
-        (output_dir / name).unlink(missing_ok=True)
+    """Remove a run. Its record goes last: a folder without one is not ours to clear."""
+    clear_results(output_dir)
+    clear_checkpoints(output_dir)
+    (output_dir / records.RUN_FILE).unlink(missing_ok=True)
+
+
+def clear_checkpoints(output_dir: Path) -> None:
+    """Remove what only a resume would need."""
+    shutil.rmtree(output_dir / FOLDER, ignore_errors=True)
+
+
+def clear_results(output_dir: Path) -> None:
+    """Remove what a run left at its end, but for its record."""
+    for path in _matching(output_dir, RESULTS):
+        _remove(path)
 
 
 def finish(output_dir: Path) -> None:
     """Write the report where a kill prevented it, and remove what only a resume would need."""
     if not (output_dir / REPORT_FILES[-1]).exists():
-        write_report(output_dir)
-    shutil.rmtree(output_dir / FOLDER, ignore_errors=True)
+        with waiting("writing the report"):
+            write_report(output_dir)
+    clear_checkpoints(output_dir)
     sweep(output_dir)
 
 
 def sweep(output_dir: Path) -> None:
     """Remove what a kill left half-written."""
-    shutil.rmtree(output_dir / STAGING, ignore_errors=True)
-    for unfinished in output_dir.glob(".*.tmp"):
-        unfinished.unlink(missing_ok=True)
+    for unfinished in output_dir.glob(f"{PREFIX}*{SUFFIX}"):
+        _remove(unfinished)
 
 
 def save(output_dir: Path, model: Any, tokenizer: Any, error_map: ErrorMap, *, lora: bool) -> None:
@@ -103,6 +146,20 @@ def save(output_dir: Path, model: Any, tokenizer: Any, error_map: ErrorMap, *, l
         path.replace(target)
     shutil.rmtree(staging)
     error_map.to_parquet(output_dir / ERROR_MAP_FILE)
+
+
+def _matching(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    """What there is of these names, in their order; links that lead nowhere too."""
+    present = sorted(os.listdir(folder)) if folder.is_dir() else []
+    for name in names:
+        yield from (folder / found for found in fnmatch.filter(present, name))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def now() -> str:

@@ -62,9 +62,8 @@ class Statistics:
 
     def dot(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         r"""Inner product :math:`\langle a, b \rangle` over all slices of each component, `[K]`."""
-        products = self._gather(
-            [(a * b).sum(dtype=self.numel.dtype) for a, b in zip(left, right, strict=True)]
-        )
+        dtype = self.numel.dtype  # products of half-precision numbers would underflow
+        products = self._gather([(a.to(dtype) * b).sum() for a, b in zip(left, right, strict=True)])
         return products.new_zeros(len(self.numel)).index_add_(0, self.owner, products)
 
     def _gather(self, scalars: Iterable[Tensor]) -> Tensor:

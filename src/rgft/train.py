@@ -14,14 +14,24 @@ from transformers.trainer_callback import PrinterCallback
 
 from rgft import metrics, records
 from rgft.batches import Collator
-from rgft.checkpoints import FOLDER, newest_checkpoint
+from rgft.checkpoints import FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
 from rgft.integrations.transformers import RGFTCallback
 from rgft.methods import find_method
 from rgft.preparation import Prepared, prepare
 from rgft.progress import Progress, Quiet
 from rgft.recorder import RunRecorder, StopOnSignal, diverged, strip
-from rgft.run_folder import begin, clear, finish, now, probe_writable, save
+from rgft.run_folder import (
+    begin,
+    clear,
+    clear_checkpoints,
+    clear_results,
+    finish,
+    now,
+    probe_writable,
+    refuse_foreign,
+    save,
+)
 from rgft.spec import RunSpec, command
 from rgft.storage import storage_problem
 from rgft.tasks import Kind
@@ -55,7 +65,7 @@ def run(
     if record["status"] == "finished":
         finish(output_dir)
         return record
-    new = not output_dir.exists()
+    new, begun = not output_dir.exists(), False
     probe_writable(output_dir)
     try:
         with Quiet():
@@ -67,11 +77,18 @@ def run(
                     "start anew with --overwrite"
                 )
             if not resume:
-                clear(output_dir)
+                refuse_foreign(output_dir, prepared.tokenizer.vocab_files_names.values())
+                clear_checkpoints(output_dir)
+            checkpoint = newest_checkpoint(output_dir) if resume else None
             record |= {"status": "running", **_facts(spec, prepared)}
+            records.note_environment(record, step_of(checkpoint))
             records.write_run(output_dir, record)
-            return _execute(spec, prepared, output_dir, record, resume=resume)
+            begun = True
+            clear_results(output_dir)
+            return _execute(spec, prepared, output_dir, record, checkpoint)
     except Exception as error:
+        if isinstance(error, InputError) and begun and not resume and record["status"] == "running":
+            clear(output_dir)  # a run that cannot be finished leaves nothing
         reason = storage_problem(error)
         if isinstance(error, InputError) or reason is None:
             raise
@@ -98,9 +115,6 @@ def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:
         "config": config,
         "rows": {split: len(rows) for split, rows in prepared.examples.items()},
         "command": command(spec),
-        "versions": records.versions(),
-        "hardware": records.hardware(),
-        "code_revision": records.code_revision(),
         "metric": prepared.task.metric,
     }
 
@@ -135,7 +149,11 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
 
 
 def _execute(
-    spec: RunSpec, prepared: Prepared, output_dir: Path, record: dict[str, Any], *, resume: bool
+    spec: RunSpec,
+    prepared: Prepared,
+    output_dir: Path,
+    record: dict[str, Any],
+    checkpoint: Path | None,
 ) -> dict[str, Any]:
     """Train, evaluate, write."""
     guidance = RGFTCallback(prepared.config, prepared.sample_losses)
@@ -153,19 +171,13 @@ def _execute(
         callbacks=[guidance, recorder, progress, interruption],
     )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = newest_checkpoint(output_dir) if resume else None
-    try:
-        with interruption, progress:
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        if interruption.stopped and trainer.state.global_step < trainer.state.max_steps:
-            record |= {"status": "interrupted", "step": trainer.state.global_step}
-            records.write_run(output_dir, record)
-            return record
-        outcome = _outcome(trainer, prepared, recorder)
-    except InputError:
-        if not resume:  # a run that cannot be finished leaves nothing
-            clear(output_dir)
-        raise
+    with interruption, progress:
+        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if interruption.stopped and trainer.state.global_step < trainer.state.max_steps:
+        record |= {"status": "interrupted", "step": trainer.state.global_step}
+        records.write_run(output_dir, record)
+        return record
+    outcome = _outcome(trainer, prepared, recorder)
     prepared.meter.close()
     assert guidance.guide is not None
     record |= {"status": "finished", "finished": now(), **outcome}

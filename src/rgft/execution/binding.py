@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class Binding:
     """Components that can be adapted, tied to live parameters.
 
     Attributes:
-        components: Those of the partition that hold at least one adaptable parameter.
+        components: Those of the partition that hold at least one adaptable parameter, with their
+            adaptable slices and elements alone.
         pieces: Their slices, ordered by component.
         parameters: Adaptable parameters by name: in the optimizer and requiring a gradient.
         pieces_of: For each adaptable parameter, the indices of its pieces.
@@ -66,9 +67,7 @@ class Binding:
 
     def numel(self) -> Tensor:
         """Adaptable parameter elements per component, `[K]`."""
-        count = [0] * len(self.components)
-        for piece in self.pieces:
-            count[piece.component] += piece.weight.numel()
+        count = [component.numel for component in self.components]
         return torch.tensor(count, dtype=self.dtype, device=self.device)
 
     def scales_of(self, parameter: nn.Parameter, lr_scale: Sequence[float]) -> list[float]:
@@ -104,5 +103,6 @@ def bind(
             pieces_of[parameter] = (*pieces_of.get(parameter, ()), len(pieces))
             pieces.append(Piece(len(kept), parameter, part))
         if slices:
-            kept.append(component)
+            numel = sum(s.of(adaptable[s.parameter].detach()).numel() for s in slices)
+            kept.append(replace(component, slices=tuple(slices), numel=numel))
     return Binding(tuple(kept), tuple(pieces), adaptable, pieces_of)

@@ -50,12 +50,6 @@ class Engagement:
         self._expected = torch.empty(0)
         self._problems: dict[str, None] = {}
         self._received: set[int] = set()  # pieces with a gradient
-        self._layered = {
-            part.parameter
-            for component in partition(model, "layer")
-            if component.kind == "layer"
-            for part in component.slices
-        }
         self._stepped = False
         self._looked = False
         self._open = False  # whether a trained module has run in the present forward pass
@@ -96,14 +90,23 @@ class Engagement:
     def _set_open(self, value: bool) -> None:
         self._open = value
 
-    def before_step(self, optimizer: torch.optim.Optimizer, *, probing: bool) -> None:
-        """Look at the gradients that the optimizer is about to use."""
+    def before_step(
+        self, optimizer: torch.optim.Optimizer, valid: Tensor | None, *, probing: bool
+    ) -> None:
+        """Look at the gradients that the optimizer is about to use.
+
+        Args:
+            optimizer: Its groups hold the scheduled learning rates.
+            valid: Bool scalar on the device; False for a step that gradient scaling rejects.
+            probing: Whether frozen components have a gradient on purpose.
+        """
         if self._plan is None or self._looked:
             return
         self._stepped = True
         groups = optimizer.param_groups
         learning_rate = {p: group["lr"] for group in groups for p in group["params"]}
-        self._looked = not probing and any(_positive(rate) for rate in learning_rate.values())
+        moves = any(_positive(rate) for rate in learning_rate.values())
+        self._looked = moves and not probing and valid is None
         trained = self._plan.trained
         grads: dict[int, Tensor] = {}
         for index, piece in enumerate(self._binding.pieces):
@@ -123,7 +126,8 @@ class Engagement:
                 piece = self._binding.pieces[i]
                 scale = self._plan.lr_scale[piece.component]
                 moving.append(_moves(piece.weight, grad, learning_rate[piece.parameter] * scale))
-            self._expected[list(grads)] |= torch.stack([m.to(self._before.device) for m in moving])
+            shown = torch.stack([m.to(self._before.device) for m in moving])
+            self._expected[list(grads)] |= shown if valid is None else shown & valid
 
     def result(self) -> Tensor:
         """Per piece, whether it changed and whether it should have: int64 `[2n]`, on the device."""
@@ -171,10 +175,12 @@ class Engagement:
         """Whether all that was to train in the layers is without a gradient."""
         assert self._plan is not None
         pieces = self._binding.pieces
+        layers = [c for c in partition(self._model, "layer") if c.kind == "layer"]
+        layered = {part.parameter for component in layers for part in component.slices}
         body = {
             i
             for i, piece in enumerate(pieces)
-            if self._plan.trained[piece.component] and piece.slice.parameter in self._layered
+            if self._plan.trained[piece.component] and piece.slice.parameter in layered
         }
         if body and not body & self._received:
             name = self._plan.components[pieces[min(body)].component].name

@@ -56,6 +56,8 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     ) -> None:
         """Bind to the model and the optimizer; on resuming, take the saved state over."""
         del args, control
+        if self.guide is not None:  # of a train() before this one, perhaps cut off
+            self.guide.close()
         model: nn.Module = kwargs["model"]
         config = replace(self.config, total_steps=self.config.total_steps or state.max_steps)
         self.guide = Guide(model, kwargs["optimizer"], config, probe=self.probe)

@@ -42,12 +42,14 @@ class NamedPolicy:
         settings: Fields of `Config`.
         uses_error: See `Policy`.
         changes: See `Policy`.
+        freezes: Whether it freezes, given a floor of 0.
     """
 
     rule: Callable[..., Tensor]
     settings: tuple[str, ...] = ()
     uses_error: bool = True
     changes: bool = True
+    freezes: bool = False
 
 
 POLICIES: dict[str, NamedPolicy] = {
@@ -55,17 +57,20 @@ POLICIES: dict[str, NamedPolicy] = {
     "normalized-sum": NamedPolicy(normalized_sum, ("alpha",)),
     "rank": NamedPolicy(rank_based, ("alpha",)),
     "proportional": NamedPolicy(proportional),
-    "top": NamedPolicy(top_share, ("top", "floor")),
-    "bottom": NamedPolicy(bottom_share, ("top", "floor")),
+    "top": NamedPolicy(top_share, ("top", "floor"), freezes=True),
+    "bottom": NamedPolicy(bottom_share, ("top", "floor"), freezes=True),
     "inverse": NamedPolicy(inverse, ("alpha",)),
     "uniform": NamedPolicy(uniform, uses_error=False, changes=False),
-    "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False),
-    "suffix": NamedPolicy(suffix, ("top", "floor"), uses_error=False, changes=False),
-    "head-only": NamedPolicy(head_only, uses_error=False, changes=False),
+    "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False, freezes=True),
+    "suffix": NamedPolicy(suffix, ("top", "floor"), uses_error=False, changes=False, freezes=True),
+    "head-only": NamedPolicy(head_only, uses_error=False, changes=False, freezes=True),
     "layerwise-decay": NamedPolicy(layerwise_decay, ("decay",), uses_error=False, changes=False),
-    "gradual-unfreezing": NamedPolicy(gradual_unfreezing, ("unfrozen_by",), uses_error=False),
+    "gradual-unfreezing": NamedPolicy(
+        gradual_unfreezing, ("unfrozen_by",), uses_error=False, freezes=True
+    ),
 }
-SETTINGS = frozenset(setting for policy in POLICIES.values() for setting in policy.settings)
+FREEZING = ("min_stay", "probe_every")  # settings of any policy that freezes
+SETTINGS = frozenset([*(s for policy in POLICIES.values() for s in policy.settings), *FREEZING])
 
 
 def find_policy(config: Config) -> Policy:
@@ -81,16 +86,18 @@ def find_policy(config: Config) -> Policy:
         allowed = ", ".join(POLICIES)
         raise InputError(f"unknown policy '{config.policy}'; allowed: {allowed}, or a Policy")
     named = POLICIES[config.policy]
-    for setting in sorted(SETTINGS.difference(named.settings)):
+    freezes = named.freezes and config.floor == 0
+    settings = (*named.settings, *(("min_stay",) if freezes else ()))
+    settings += ("probe_every",) if freezes and named.uses_error else ()
+    for setting in sorted(SETTINGS.difference(settings)):
         if getattr(config, setting) != type(config).__dataclass_fields__[setting].default:
-            allowed = ", ".join(named.settings) or "none"
             raise InputError(
                 f"{setting} has no effect on the policy '{config.policy}', whose settings are: "
-                f"{allowed}; drop it"
+                f"{', '.join(settings) or 'none'}; drop it"
             )
     if named.rule is gradual_unfreezing and config.total_steps is None:
         raise InputError(
             "the policy gradual-unfreezing needs total_steps: give Config(total_steps=...)"
         )
-    settings = {name: getattr(config, name) for name in named.settings}
-    return Policy(partial(named.rule, **settings), named.uses_error, named.changes)
+    given = {name: getattr(config, name) for name in named.settings}
+    return Policy(partial(named.rule, **given), named.uses_error, named.changes, freezes)

@@ -45,8 +45,10 @@ class Policy:
         lr_scale: Multiplier of each component, `[K]`, >= 0; 0 freezes.
         uses_error: Whether it looks at the error map. If it does, frozen components are probed.
         changes: Whether it can decide differently later; if not, it is asked once.
+        freezes: Whether it is known to freeze, so that settings which forbid it are refused early.
     """
 
     lr_scale: Callable[[Situation], Tensor]
     uses_error: bool = True
     changes: bool = True
+    freezes: bool = False

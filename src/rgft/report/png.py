@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import warnings
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
-from matplotlib.colors import Normalize, PowerNorm
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from rgft.report import amounts
@@ -18,20 +18,19 @@ from rgft.report.grid import ErrorGrid
 from rgft.report.heatmap import MAX_COLUMNS
 from rgft.report.run import Run
 
-Scale = Literal["share", "raw"]
 DPI = 150
 WIDTH = 9.0  # inches
 ROW, ROWS_HEIGHT = 0.24, (1.6, 8.0)  # inches; of one row, of all at least and at most
 LABEL_HEIGHT = 0.15  # inches
 
 
-def error_map_png(run: Run, scale: Scale = "share") -> bytes | None:
+def error_map_png(run: Run) -> bytes | None:
     """Draws the error map: components (embeddings at the bottom) x steps.
+
+    Colour is E_k as a share of the step's total, on a square-root scale.
 
     Args:
         run: A loaded run.
-        scale: "share" colours E_k as a share of the step's total, on a square-root scale;
-            "raw" colours E_k itself.
 
     Returns:
         A PNG at 150 dpi, None if no error map was recorded.
@@ -43,30 +42,26 @@ def error_map_png(run: Run, scale: Scale = "share") -> bytes | None:
     figure = Figure(figsize=(WIDTH, plot_height + 1.1), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    image = _draw_cells(axes, grid, scale)
+    image = _draw_cells(axes, grid)
     _draw_frozen(axes, grid)
     _label(axes, run, grid, plot_height)
     bar = figure.colorbar(image, ax=axes, pad=0.015, aspect=max(6, plot_height * 6))
-    if scale == "share":
-        ticks = amounts.share_ticks(image.norm.vmax)
-        bar.set_ticks(ticks, labels=[f"{100 * tick:g}%" for tick in ticks], minor=False)
-        bar.minorticks_off()
-        bar.set_label("share of total error\n(square-root scale)", fontsize=8)
-    else:
-        bar.set_label("error E", fontsize=8)
+    ticks = amounts.share_ticks(image.norm.vmax)
+    bar.set_ticks(ticks, labels=[f"{100 * tick:g}%" for tick in ticks], minor=False)
+    bar.minorticks_off()
+    bar.set_label("share of total error\n(square-root scale)", fontsize=8)
     return _encoded(figure)
 
 
-def _draw_cells(axes: Any, grid: ErrorGrid, scale: Scale) -> Any:
-    values = grid.share if scale == "share" else grid.error
+def _draw_cells(axes: Any, grid: ErrorGrid) -> Any:
     axes.set_facecolor("#e9ecef")
-    top = float(np.nanmax(values, initial=0)) or 1.0
+    top = float(np.nanmax(grid.share, initial=0)) or 1.0
     return axes.pcolormesh(
         _edges(grid.steps),
         np.arange(len(grid.names) + 1) - 0.5,
-        np.ma.masked_invalid(values),
+        np.ma.masked_invalid(grid.share),
         cmap="viridis",
-        norm=PowerNorm(0.5, 0, top) if scale == "share" else Normalize(0, top),
+        norm=PowerNorm(0.5, 0, top),
     )
 
 

@@ -35,12 +35,11 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class LossPoint:
-    """Training loss of one logged step, the scheduled learning rate, FLOPs spent so far."""
+    """Training loss of one logged step, and the scheduled learning rate."""
 
     step: int
     loss: float
     lr: float
-    flops: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,6 @@ class Run:
     """Everything that a run left behind, checked. A number that was not measured is NaN.
 
     Attributes:
-        directory: Folder of the run.
         status: "finished", or "interrupted" or "running" (also after a crash).
         method: Name of the method.
         task: Name of the task.
@@ -86,7 +84,6 @@ class Run:
         error_map: The error map over steps; None if none was recorded.
     """
 
-    directory: Path
     status: str
     method: str
     task: str
@@ -132,13 +129,12 @@ def load_run(run_dir: Path) -> Run:
     """
     fields = Fields(read_run(run_dir), str(run_dir / RUN_FILE))
     _check_status(fields)
-    return _parse(run_dir, fields, load_grid(run_dir / "error_map.parquet"))
+    return _parse(fields, load_grid(run_dir / "error_map.parquet"))
 
 
-def _parse(run_dir: Path, fields: Fields, error_map: ErrorGrid | None) -> Run:
+def _parse(fields: Fields, error_map: ErrorGrid | None) -> Run:
     parameters = fields.inside("parameters")
     return Run(
-        directory=run_dir,
         status=fields.text("status"),
         method=fields.text("method"),
         task=fields.text("task"),
@@ -206,7 +202,6 @@ def _loss_point(row: Fields) -> LossPoint:
         step=row.integer("step"),
         loss=row.number("loss"),
         lr=row.number("lr"),
-        flops=row.number("flops"),
     )
 
 

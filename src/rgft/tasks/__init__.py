@@ -17,9 +17,6 @@ __all__ = [
     "Kind",
     "TaskData",
     "TaskEntry",
-    "TaskRow",
-    "describe_tasks",
-    "fetch",
     "load_folder",
     "load_task",
 ]
@@ -44,18 +41,6 @@ class TaskEntry:
     origin: str
     load: Callable[[Path | None], TaskData]
     available: Callable[[], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class TaskRow:
-    """A line of the list of tasks; the fields are those of `TaskEntry`."""
-
-    name: str
-    kind: Kind
-    metric: str
-    description: str
-    origin: str
-    available: bool
 
 
 def _hub_entry(task: hub.HubTask) -> TaskEntry:
@@ -91,7 +76,7 @@ TASKS: dict[str, TaskEntry] = {
 
 
 def load_task(name: str, data: Path | None = None) -> TaskData:
-    """Load a task by name.
+    """Load a task by name; from then on it loads without the network.
 
     Args:
         name: One of `TASKS`.
@@ -100,30 +85,9 @@ def load_task(name: str, data: Path | None = None) -> TaskData:
     Raises:
         InputError: No task has that name, or it can be neither found nor fetched.
     """
-    return _entry(name).load(data)
-
-
-def fetch(name: str) -> TaskData:
-    """Bring a task onto this machine, so that it loads without the network from then on.
-
-    Raises:
-        InputError: No task has that name, or it can be neither found nor fetched.
-    """
-    return load_task(name)
-
-
-def describe_tasks() -> tuple[TaskRow, ...]:
-    """Every task, where it comes from, and whether it is on this machine."""
-    return tuple(
-        TaskRow(name, entry.kind, entry.metric, entry.description, entry.origin, entry.available())
-        for name, entry in TASKS.items()
-    )
-
-
-def _entry(name: str) -> TaskEntry:
-    if name in TASKS:
-        return TASKS[name]
-    raise InputError(
-        f"task {name!r} does not exist; choose one of {', '.join(TASKS)}, or give your own data "
-        f"as a folder with --data"
-    )
+    if name not in TASKS:
+        raise InputError(
+            f"task {name!r} does not exist; choose one of {', '.join(TASKS)}, or give your own "
+            "data as a folder with --data"
+        )
+    return TASKS[name].load(data)

