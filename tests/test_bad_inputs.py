@@ -73,6 +73,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "key of an option": (["--set", "seed=3"], "seed"),
     "set without value": (["--set", "beta"], "KEY=VALUE"),
     "set without key": (["--set", "=3"], "KEY=VALUE"),
+    "key set twice": (["--set", "beta=0.5", "--set", "beta=0.6"], "beta twice"),
     "beta is text": (["--set", "beta=abc"], "beta is 'abc'"),
     "beta is 1": (["--set", "beta=1"], "beta is 1"),
     "beta is nan": (["--set", "beta=NaN"], "beta is nan"),
@@ -277,6 +278,85 @@ def test_model(
     capfd.readouterr()
     given = ["--model", str(model), "--data", str(data), "--output-dir", str(tmp_path / "o")]
     assert_refused(call(monkeypatch, "train", *given), capfd, str(model), tmp_path / "o")
+
+
+def test_code_beside_a_model_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write(tmp_path / "data", GOOD_DATA)
+    model = tiny_run.build_model(tmp_path / "model")
+    ran = tmp_path / "ran"
+    (model / "theirs.py").write_text(f"open({str(ran)!r}, 'w')\nclass Theirs: pass\n")
+    for name, classes in (
+        ("config.json", ("AutoConfig", "AutoModelForSequenceClassification")),
+        ("tokenizer_config.json", ("AutoTokenizer",)),
+    ):
+        config = json.loads((model / name).read_text())
+        config |= {"model_type": "theirs", "auto_map": dict.fromkeys(classes, "theirs.Theirs")}
+        (model / name).write_text(json.dumps(config))
+    capfd.readouterr()
+    given = ["--model", str(model), "--data", str(data), "--output-dir", str(tmp_path / "o")]
+    code = call(monkeypatch, "train", *given)
+    assert_refused(code, capfd, "is never run", tmp_path / "o")
+    assert not ran.exists()
+
+
+FAILURES: dict[str, tuple[BaseException, int]] = {
+    "missing": (FileNotFoundError(errno.ENOENT, "No such file", "x"), 2),
+    "no right": (PermissionError(errno.EACCES, "Permission denied", "x"), 2),
+    "a folder": (IsADirectoryError(errno.EISDIR, "Is a directory", "x"), 2),
+    "no folder": (NotADirectoryError(errno.ENOTDIR, "Not a directory", "x"), 2),
+    "full disk": (OSError(errno.ENOSPC, "No space left on device"), 2),
+    "broken pipe": (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1),
+    "input/output": (OSError(errno.EIO, "Input/output error"), 1),
+    "memory of the system": (OSError(errno.ENOMEM, "Cannot allocate memory"), 1),
+    "memory": (MemoryError(), 1),
+    "memory of an accelerator": (torch.OutOfMemoryError("tried to allocate 2 GiB"), 1),
+    "memory of the host": (RuntimeError("DefaultCPUAllocator: can't allocate memory"), 1),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_failure_of_the_machine_is_a_line(
+    name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    error, expected = FAILURES[name]
+
+    def fail(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr("rgft.inspection.inspect_model", fail)
+    assert call(monkeypatch, "inspect") == expected
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("rgft: ")
+
+
+def test_an_error_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: object) -> None:
+        raise RuntimeError("of the program")
+
+    monkeypatch.setattr("rgft.inspection.inspect_model", fail)
+    with pytest.raises(RuntimeError, match="of the program"):
+        call(monkeypatch, "inspect")
+
+
+@pytest.mark.parametrize("arguments", [["data"], ["inspect", "--json"]])
+def test_reader_that_has_gone(arguments: list[str]) -> None:
+    """As in `rgft data | head -0`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "rgft.cli", *arguments],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    os.close(writing)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "broken pipe" in line
 
 
 @pytest.mark.parametrize("model", ["./no-such", "/no/such/model", "a/b/c"])

@@ -246,6 +246,17 @@ def test_flops_share(short: RunSpec, tmp_path: Path) -> None:
     assert updated["min"] < updated["mean"] < updated["max"]
 
 
+def test_probes_are_spent_but_full_fine_tuning_has_none(short: RunSpec, tmp_path: Path) -> None:
+    flops = {
+        signal: run(replace(short, settings={"signal": signal, "every": 2}), tmp_path / signal)[
+            "flops"
+        ]
+        for signal in ("fisher", "grad-norm")
+    }
+    assert flops["fisher"]["full"] == flops["grad-norm"]["full"]
+    assert flops["fisher"]["spent"] > flops["grad-norm"]["spent"]
+
+
 def test_second_run_in_a_folder_is_refused(short: RunSpec, tmp_path: Path) -> None:
     run(replace(short, method="lora"), tmp_path / "run")
     with pytest.raises(InputError, match="already holds a run"):
@@ -304,8 +315,12 @@ def test_interrupt_saves_and_resumes(
     advice = line.partition("go on with: rgft ")[2]
     assert record_of(stopped)["status"] == "interrupted"
     assert 30 < record_of(stopped)["step"] < 240
+    step, versions = record_of(stopped)["step"], record_of(stopped)["versions"]
     assert finish(start(shlex.split(advice), stopped)) == 0
     assert_same(whole, stopped)
+    (resumed,) = record_of(stopped)["resumed"]
+    assert (resumed["step"], resumed["versions"]) == (step, versions)
+    assert resumed.keys() == {"step", "versions", "hardware", "code_revision"}
 
 
 def test_interrupt_before_training(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:

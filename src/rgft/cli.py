@@ -26,11 +26,28 @@ except ImportError as missing:
         f"rgft: the command needs more than the library ({missing.name}): pip install 'rgft[train]'"
     )
 
-
 MISPLACED = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class Commands(click.Group):
+    """Says that the reader of the output has gone, which click and rich keep to themselves."""
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run the command, and have all that it printed written."""
+        try:
+            result = super().invoke(context)
+            sys.stdout.flush()
+        except (BrokenPipeError, SystemExit) as end:
+            if not any(isinstance(e, BrokenPipeError) for e in (end, end.__context__)):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left has nowhere to go
+            fail("the reader of the output has gone (broken pipe)", 1)
+        return result
+
+
+@click.group(
+    cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(__version__, prog_name="rgft")
 def app() -> None:
     """Residual-guided fine-tuning: spend compute where the error is."""
@@ -236,14 +253,10 @@ def main() -> None:
         raise SystemExit(2) from None
     except click.ClickException as error:
         fail(f"{error.format_message()} (see `rgft --help`)", 2)
-    except (OSError, MemoryError, RuntimeError) as error:
-        fail_for(error)
     except (KeyboardInterrupt, click.Abort):
         fail("stopped", 1)
-    except SystemExit as end:  # click and rich turn a broken pipe into a silent end
-        if isinstance(end.__context__, BrokenPipeError):
-            fail("the reader of the output has gone (broken pipe)", 1)
-        raise
+    except (OSError, MemoryError, RuntimeError) as error:
+        fail_for(error)
 
 
 if __name__ == "__main__":

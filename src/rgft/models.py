@@ -95,6 +95,11 @@ def _load(factory: Any, model: str, **settings: Any) -> Any:
                 trust_remote_code=False,  # code that lies beside weights is never run
             )
     except Exception as error:  # broken files raise whatever they break first
+        if "custom code" in str(error):
+            raise InputError(
+                f"'{model}' needs Python code that lies beside its weights, and such code is never "
+                "run; give a model of a type that transformers itself has"
+            ) from error
         raise InputError(
             f"cannot load '{model}': {_line(unreachable or error)}; give a folder that "
             f"save_pretrained wrote, a hub id (needs a connection) or one of: {', '.join(PACKAGED)}"

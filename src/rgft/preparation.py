@@ -40,12 +40,17 @@ class Prepared:
     examples: dict[str, list[Example]]
 
     def sample_losses(self, count: int) -> Iterator[Tensor]:
-        """Losses of the first training samples one by one, for the signals that need them."""
+        """Losses of the first training samples one by one, for the signals that need them.
+
+        They count as spent, and not as batches that full fine-tuning would run.
+        """
         collate = Collator(self.tokenizer)
         device = next(self.model.parameters()).device
         for example in self.examples["train"][:count]:
             batch = {k: v.to(device) for k, v in collate([example]).items()}
-            yield self.model(**batch).loss
+            with self.meter.probing():
+                loss = self.model(**batch).loss
+            yield loss
 
 
 def load_data(spec: RunSpec) -> TaskData:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from logging import ERROR
@@ -35,11 +36,10 @@ class Quiet:
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Show `text` on a terminal's standard error until the block ends."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
+    if not sys.stderr.isatty():
         yield
         return
-    with console.status(text):
+    with Console(stderr=True).status(text):
         yield
 
 

@@ -32,19 +32,7 @@ def method_config(spec: RunSpec, method: Method) -> tuple[Config, int]:
     changed = typed(settings)
     if spec.granularity is not None:
         changed["granularity"] = spec.granularity
-    config = replace(method.config, seed=spec.seed, **changed)
-    if not config.lag and _freezes(config):
-        raise InputError(
-            f"lag=False cannot freeze (backward has already run), and the policy {config.policy!r} "
-            "does; use lag=true, or a floor above 0 where the policy has one"
-        )
-    return config, rank or LORA_RANK
-
-
-def _freezes(config: Config) -> bool:
-    if config.policy in ("top", "bottom", "random", "suffix"):
-        return config.floor == 0
-    return config.policy in ("head-only", "gradual-unfreezing")
+    return replace(method.config, seed=spec.seed, **changed), rank or LORA_RANK
 
 
 def typed(settings: Mapping[str, Any]) -> dict[str, Any]:

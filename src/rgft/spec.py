@@ -92,7 +92,7 @@ def from_arguments(values: Mapping[str, Any], **changed: Any) -> RunSpec:
         return RunSpec(**{**values, "text_columns": text_columns, **changed})
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"the record of the run is damaged ({error}); start the run anew with --overwrite"
+            f"the record of the run is damaged ({error}); start the run anew in another folder"
         ) from error
 
 

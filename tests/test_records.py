@@ -1,0 +1,41 @@
+"""The record of a run: where each part of it ran."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rgft import records
+
+
+@pytest.mark.parametrize(
+    ("text", "ours"),
+    [
+        ('{"schema": 1, "status": "running"}', True),
+        ('{"schema": 9, "status": "finished", "more": []}', True),
+        ('{"schema": true, "status": "x"}', False),
+        ('{"schema": 1}', False),
+        ("[" * 100_000, False),
+        ("", False),
+    ],
+)
+def test_a_record_is_told_from_another_file(text: str, ours: bool, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(text, encoding="utf-8")
+    assert records.is_run(tmp_path) == ours
+
+
+def test_a_resume_is_added_to_where_the_run_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    record: dict[str, Any] = {}
+    for step, version in ((0, "1"), (20, "2"), (40, "3")):
+        monkeypatch.setattr(records, "versions", lambda version=version: {"torch": version})
+        monkeypatch.setattr(records, "code_revision", lambda version=version: f"commit {version}")
+        records.note_environment(record, step)
+    assert (record["versions"], record["code_revision"]) == ({"torch": "1"}, "commit 1")
+    assert [(r["step"], r["versions"]["torch"]) for r in record["resumed"]] == [
+        (20, "2"),
+        (40, "3"),
+    ]
+    assert record["resumed"][0]["code_revision"] == "commit 2"
+    assert record["resumed"][0]["hardware"] == record["hardware"] == records.hardware()
