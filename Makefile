@@ -17,7 +17,7 @@ $(STAMP): constraints.txt pyproject.toml
 
 # goes on with a run that was stopped; shows the summary of one that has finished
 train: $(STAMP)
-	$(VENV)/bin/rgft train $(if $(wildcard $(OUTPUT)/run.json),--resume,--model minilm --task reviews --method rgft --epochs 2) --output-dir $(OUTPUT)
+	$(VENV)/bin/rgft train $(if $(wildcard $(OUTPUT)/run.json),--resume,--model minilm --task reviews --method rgft --epochs 1) --output-dir $(OUTPUT)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto

@@ -121,7 +121,7 @@ def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:
 
 def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingArguments:
     steps_per_epoch = math.ceil(len(prepared.examples["train"]) / spec.batch_size)
-    interval = max(1, steps_per_epoch // spec.evaluations)
+    interval = math.ceil(steps_per_epoch / spec.evaluations)
     total = math.ceil(spec.epochs * steps_per_epoch)
     return TrainingArguments(
         output_dir=str(output_dir / FOLDER),
