@@ -83,8 +83,8 @@ def outline(model: nn.Module) -> list[Part]:
     core = unwrapped(model)
     base = _base_path(core)
     layers = find_layers(core.get_submodule(base or ""), base or "")
-    units = list(_units(core, "", {id(layer): path for path, layer in layers}))
-    parts = _classified(units, _heads(core, base, units), base)
+    segments = list(_segments(core, "", {id(layer): path for path, layer in layers}))
+    parts = _classified(segments, _heads(core, base, segments), base)
     return _disjoint([*parts, *_added(model, parts)])
 
 
@@ -108,7 +108,7 @@ def blocks(layer: Part) -> list[Block]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Unit:
+class _Segment:
     """A layer, or a largest module (or bare parameter) that holds none."""
 
     path: str
@@ -134,80 +134,82 @@ def _base_path(core: nn.Module) -> str | None:
     return prefix if prefix and isinstance(getattr(core, prefix, None), nn.Module) else ""
 
 
-def _units(module: nn.Module, path: str, layers: dict[int, str]) -> Iterator[_Unit]:
+def _segments(module: nn.Module, path: str, layers: dict[int, str]) -> Iterator[_Segment]:
     """Layers and the largest pieces between them, in order of registration."""
     for name, parameter in module.named_parameters(recurse=False):
-        yield _Unit(join(path, name), (parameter,), None, False)
+        yield _Segment(join(path, name), (parameter,), None, False)
     for name, child in module.named_children():
         child_path = join(path, name)
         parameters = tuple(child.parameters())
         if id(child) in layers:
             if layers[id(child)] == child_path:
-                yield _Unit(child_path, parameters, child, True)
+                yield _Segment(child_path, parameters, child, True)
         elif any(id(m) in layers for m in child.modules()):
-            yield from _units(child, child_path, layers)
+            yield from _segments(child, child_path, layers)
         elif parameters:
-            yield _Unit(child_path, parameters, child, False)
+            yield _Segment(child_path, parameters, child, False)
 
 
-def _classified(units: list[_Unit], heads: dict[str, str], base: str | None) -> list[Part]:
+def _classified(segments: list[_Segment], heads: dict[str, str], base: str | None) -> list[Part]:
     """Units with name, kind and depth; all embeddings and stems together are one part."""
-    layers = [i for i, unit in enumerate(units) if unit.is_layer and unit.path not in heads]
-    paths = {unit.path for unit in units}
+    layers = [
+        i for i, segment in enumerate(segments) if segment.is_layer and segment.path not in heads
+    ]
+    paths = {segment.path for segment in segments}
     parts: list[Part] = []
-    stem: list[_Unit] = []
+    stem: list[_Segment] = []
     depth = 0
-    for i, unit in enumerate(units):
+    for i, segment in enumerate(segments):
         if i in layers:
             depth += 1
-            parts.append(Part(unit.path, "layer", depth, unit.parameters, unit.module))
-        elif unit.path in heads:
+            parts.append(Part(segment.path, "layer", depth, segment.parameters, segment.module))
+        elif segment.path in heads:
             continue
-        elif layers and _is_stem(units, i, layers[0]):
-            stem.append(unit)
+        elif layers and _is_stem(segments, i, layers[0]):
+            stem.append(segment)
         else:
             between = bool(layers) and layers[0] < i < layers[-1]
-            name, kind = _short(unit.path, base, paths), "norm" if unit.is_norm else "other"
+            name, kind = _short(segment.path, base, paths), "norm" if segment.is_norm else "other"
             place = depth if between else len(layers) + 1
-            parts.append(Part(name, kind, place, unit.parameters))
+            parts.append(Part(name, kind, place, segment.parameters))
     last = max((part.depth for part in parts), default=0) + 1
-    task = [Part(u.path, heads[u.path], last, u.parameters) for u in units if u.path in heads]
+    task = [Part(u.path, heads[u.path], last, u.parameters) for u in segments if u.path in heads]
     return [*_stem_part(stem), *parts, *task]
 
 
-def _stem_part(stem: list[_Unit]) -> list[Part]:
+def _stem_part(stem: list[_Segment]) -> list[Part]:
     if not stem:
         return []
-    name = "embeddings" if any(unit.is_embedding for unit in stem) else "stem"
-    return [Part(name, "embedding", 0, tuple(p for unit in stem for p in unit.parameters))]
+    name = "embeddings" if any(segment.is_embedding for segment in stem) else "stem"
+    return [Part(name, "embedding", 0, tuple(p for segment in stem for p in segment.parameters))]
 
 
-def _is_stem(units: list[_Unit], i: int, first_layer: int) -> bool:
-    """Whether a unit works on the input: it comes before the layers, or it embeds."""
-    unit = units[i]
-    if unit.is_embedding or i < first_layer:
-        return unit.is_embedding or not _FINAL.search(unit.path)
+def _is_stem(segments: list[_Segment], i: int, first_layer: int) -> bool:
+    """Whether a segment works on the input: it comes before the layers, or it embeds."""
+    segment = segments[i]
+    if segment.is_embedding or i < first_layer:
+        return segment.is_embedding or not _FINAL.search(segment.path)
     # DeBERTa's relative embeddings are followed by a norm of their own
-    return unit.is_norm and units[i - 1].is_embedding
+    return segment.is_norm and segments[i - 1].is_embedding
 
 
-def _heads(core: nn.Module, base: str | None, units: list[_Unit]) -> dict[str, str]:
-    """Paths of the units that are heads, with their kind."""
+def _heads(core: nn.Module, base: str | None, segments: list[_Segment]) -> dict[str, str]:
+    """Paths of the segments that are heads, with their kind."""
     if base is None:
-        return {units[-1].path: "head"} if _ends_in_head(units) else {}
-    heads = {u.path: "head" for u in units if base and not f"{u.path}.".startswith(f"{base}.")}
+        return {segments[-1].path: "head"} if _ends_in_head(segments) else {}
+    heads = {u.path: "head" for u in segments if base and not f"{u.path}.".startswith(f"{base}.")}
     getter = getattr(core, "get_output_embeddings", None)
     output = getter() if callable(getter) else None
-    for unit in units:
-        inside = [] if unit.module is None or unit.is_layer else unit.module.modules()
+    for segment in segments:
+        inside = [] if segment.module is None or segment.is_layer else segment.module.modules()
         if output is not None and any(module is output for module in inside):
-            heads[unit.path] = "lm_head"
+            heads[segment.path] = "lm_head"
     return heads
 
 
-def _ends_in_head(units: list[_Unit]) -> bool:
+def _ends_in_head(segments: list[_Segment]) -> bool:
     """Whether the last child of a plain model is, or ends in, a linear map."""
-    if len(units) < 2 or (last := units[-1]).module is None or "." in last.path:
+    if len(segments) < 2 or (last := segments[-1]).module is None or "." in last.path:
         return False
     linear = isinstance(plain(last.module), nn.Linear)
     weighted = [m for m in last.module.modules() if matrices(m)]
