@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -274,3 +275,14 @@ def test_a_damaged_byte_in_the_middle_is_refused_or_harmless(tmp_path: Path) -> 
             assert len(ErrorMap.from_parquet(path).components) <= len(wanted)
         except InputError as error:
             assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("absent", ["pandas", "pyarrow"])
+def test_a_missing_extra_is_named(
+    absent: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, absent, None)
+    error_map = ErrorMap([Component("a", "layer", 0, (), 1)], 0.5)
+    with pytest.raises(InputError, match=r"pip install 'rgft\[train\]'"):
+        error_map.to_parquet(tmp_path / "map.parquet")
+    assert not list(tmp_path.iterdir())

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METADATA = b"rgft"
+TABLES_NEED = "tables need pandas and pyarrow, which are not installed: pip install 'rgft[train]'"
 
 
 class ErrorMap:
@@ -138,7 +139,10 @@ class ErrorMap:
             (0: frozen); one row per kept step and component. Use
             `.pivot(index="step", columns="component", values="error")` for a matrix.
         """
-        import pandas as pd  # noqa: PLC0415 - an extra that the core does without
+        try:
+            import pandas as pd  # noqa: PLC0415 - an extra that the core does without
+        except ImportError as missing:
+            raise InputError(TABLES_NEED) from missing
 
         self.flush()
         count, size = len(self.history), len(self.components)
@@ -158,8 +162,11 @@ class ErrorMap:
 
     def to_parquet(self, path: str | Path) -> None:
         """Write the table of `to_pandas`, and what `from_parquet` needs, to one file."""
-        import pyarrow as pa  # noqa: PLC0415
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        try:
+            import pyarrow as pa  # noqa: PLC0415
+            import pyarrow.parquet as pq  # noqa: PLC0415
+        except ImportError as missing:
+            raise InputError(TABLES_NEED) from missing
 
         table = pa.Table.from_pandas(self.to_pandas(), preserve_index=False)
         facts = {
@@ -186,8 +193,11 @@ class ErrorMap:
         Raises:
             InputError: The file is missing, damaged or not an error map.
         """
-        import pyarrow as pa  # noqa: PLC0415
-        import pyarrow.parquet as pq  # noqa: PLC0415
+        try:
+            import pyarrow as pa  # noqa: PLC0415
+            import pyarrow.parquet as pq  # noqa: PLC0415
+        except ImportError as missing:
+            raise InputError(TABLES_NEED) from missing
 
         try:
             table = pq.read_table(path)
