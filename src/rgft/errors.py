@@ -1,5 +1,7 @@
 """The exceptions that users meet."""
 
+TABLES_NEED = "tables need pandas and pyarrow, which are not installed: pip install 'rgft[train]'"
+
 
 class InputError(ValueError):
     """What the user gave cannot be used.
