@@ -164,6 +164,54 @@ def test_a_linear_map_by_hand() -> None:
     assert graph.cost({"no such parameter"}).backward == 0
 
 
+BRANCHES = {
+    "bert": "bert.encoder.layer.{}.output.dropout",
+    "llama": "model.layers.{}.mlp",
+    "gpt2": "transformer.h.{}.mlp",
+}
+
+
+def first_detached(module: nn.Module, args: Any, output: Any) -> Any:
+    """A forward hook."""
+    if isinstance(output, tuple):
+        return (output[0].detach(), *output[1:])
+    return output.detach()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_detached_branches_cost_what_is_counted(family: str) -> None:
+    model, batch = FAMILIES[family]().train(), BATCHES[family]()
+    paths = dict(model.named_modules())
+    graph = CostModel(model).graph(**batch)
+    for depths in ((0,), (1,), (0, 1)):
+        branches = [BRANCHES[family].format(depth) for depth in depths]
+        handles = [paths[b].register_forward_hook(first_detached) for b in branches]
+        for names in subsets(model, 3):
+            train_only(model, names)
+            model.zero_grad(set_to_none=True)
+            cost = graph.cost(names, detached=branches)
+            assert (cost.forward, cost.backward) == counted_flops(model, batch)
+        for handle in handles:
+            handle.remove()
+    everything = {n for n, _ in model.named_parameters()}
+    whole = graph.cost(everything).backward
+    assert graph.cost(everything, detached=branches).backward < whole
+
+
+def test_skipped_layers_cost_nothing() -> None:
+    model, batch = bert().train(), tokens()[0]
+    layers = model.bert.encoder.layer
+    skipped = ["bert.encoder.layer.0"]
+    graph = CostModel(model).graph(**batch)
+    kept = {n for n, _ in model.named_parameters() if "layer.0" not in n and "embed" not in n}
+    train_only(model, kept)
+    layers[0].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    cost = graph.cost(kept, skipped=skipped)
+    assert (cost.forward, cost.backward) == counted_flops(model, batch)
+    assert cost.forward < graph.cost(kept).forward
+    assert cost.backward == graph.cost(kept).backward
+
+
 def test_costs_grow_with_the_set() -> None:
     model = bert()
     graph = CostModel(model).graph(**tokens()[0])
