@@ -20,6 +20,7 @@ try:
     import click
     from rich.console import Console
     from rich.markup import escape
+    from rich.measure import Measurement
     from rich.table import Table
 except ImportError as missing:
     sys.exit(
@@ -121,7 +122,7 @@ def train(
         print(f"rgft: note: {note}", file=sys.stderr)
     if record["status"] == "interrupted":
         fail(f"stopped and saved at step {record['step']}; {again}", 1)
-    Console().print(summary(record))
+    show(summary(record))
     print(f"report: {output_dir / 'report.html'}")
 
 
@@ -145,7 +146,7 @@ def inspect(model: str, granularity: str, as_json: bool) -> None:
         table.add_row(
             escape(row["name"]), row["kind"], str(row["depth"]), f"{row['numel']:,}", *shares
         )
-    Console().print(table)
+    show(table)
     print("cost: FLOPs of a step as a share of full fine-tuning, if only this component trains,")
     print("and if this and all nearer to the output train")
 
@@ -162,7 +163,7 @@ def data(context: click.Context) -> None:
     for name, entry in TASKS.items():
         here = "yes" if entry.available() else "no"
         table.add_row(name, entry.kind, entry.metric, entry.description, entry.origin, here)
-    Console().print(table)
+    show(table)
 
 
 @data.command()
@@ -190,6 +191,17 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             settings[key] = text
     return settings
+
+
+def show(table: Table) -> None:
+    """Print a table with nothing cut off: folded on a terminal, elsewhere as wide as it is."""
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console()
+    if not sys.stdout.isatty():
+        unlimited = console.options.update(max_width=sys.maxsize)
+        console.width = Measurement.get(console, unlimited, table).maximum
+    console.print(table)
 
 
 def summary(record: dict[str, Any]) -> Table:
