@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from rgft.policies import POLICIES
 from rgft.report.run import load_run
 from rgft.signals import SIGNALS
 from rgft.spec import RunSpec, arguments, command, from_arguments
-from rgft.train import run
+from rgft.train import _anywhere, run
 from runs import assert_same, finish, outcome, printed, record_of, start, warm_up
 
 CONTRACT = {
@@ -396,6 +397,33 @@ def test_command_of_a_record_repeats_the_run(
     words = shlex.split(record_of(finished)["command"])
     assert call(monkeypatch, *words[1:], "--output-dir", str(tmp_path / "again")) == 0
     assert outcome(finished)["metrics"] == outcome(tmp_path / "again")["metrics"]
+
+
+def test_command_of_a_report_repeats_the_run_as_it_stands(
+    short: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another working folder, though data and model were given by relative paths."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "my data").symlink_to(str(short.data))
+    (tmp_path / "model").symlink_to(short.model)
+    monkeypatch.chdir(tmp_path)
+    first = run(replace(short, data="my data", model="model", epochs=1), Path("a run"))
+    page = (tmp_path / "a run" / "report.html").read_text(encoding="utf-8")
+    words = shlex.split(html.unescape(page.split("<pre", 1)[1].split(">", 1)[1].split("<")[0]))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert words[:2] == ["rgft", "train"]
+    assert call(monkeypatch, *words[1:]) == 0
+    assert outcome(tmp_path / "a run-again")["metrics"] == first["metrics"]
+    assert call(monkeypatch, "train", "--resume", "--output-dir", str(tmp_path / "a run")) == 0
+
+
+def test_a_packaged_model_is_taken_though_a_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "minilm").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert _anywhere(RunSpec(task="trec")) == RunSpec(task="trec")
+    assert _anywhere(RunSpec(task="trec", model="a/hub-id")).model == "a/hub-id"
 
 
 def test_every_field_has_an_option() -> None:
