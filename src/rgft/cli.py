@@ -68,7 +68,9 @@ def app() -> None:
 @click.option("--method", help=f"One of: {', '.join(METHODS)}.  [rgft]")
 @click.option("--epochs", type=float, help="Passes over the training data.  [3]")
 @click.option("--lr", type=float, help="Peak learning rate.  [the method's]")
-@click.option("--seed", type=int, help="Seed of everything random.  [0]")
+@click.option(
+    "--seed", type=int, help="Seed of the head, the order of the data, dropout and the method.  [0]"
+)
 @click.option("--batch-size", type=int, help="Samples per step.  [32]")
 @click.option("--max-length", type=int, help="Tokens a text is cut at.  [128]")
 @click.option(
@@ -82,7 +84,7 @@ def app() -> None:
     metavar="KEY=VALUE",
     help="A setting of the method: beta=0.95, alpha=2, top=0.3, every=1, ...; repeatable.",
 )
-@click.option("--evaluations", type=int, help="Evaluations and checkpoints per epoch.  [4]")
+@click.option("--evaluations", type=int, help="Evaluations and checkpoints per epoch, about.  [4]")
 @click.option("--resume", is_flag=True, help="Go on exactly from the newest checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is in the folder.")
 def train(
@@ -103,8 +105,11 @@ def train(
         raise InputError("--resume and --overwrite exclude each other; give one")
     from rgft import records  # noqa: PLC0415 - what follows takes seconds to import
 
+    over = False
     if resume:
-        spec = from_arguments(records.read_run(output_dir).get("arguments") or {}, **given)
+        before = records.read_run(output_dir)
+        over = before.get("status") == "finished"
+        spec = from_arguments(before.get("arguments") or {}, **given)
     else:
         spec = RunSpec(**given)
     from rgft.train import run  # noqa: PLC0415
@@ -123,7 +128,12 @@ def train(
     if record["status"] == "interrupted":
         fail(f"stopped and saved at step {record['step']}; {again}", 1)
     show(summary(record))
-    print(f"report: {output_dir / 'report.html'}")
+    report = output_dir / "report.html"
+    print(
+        f"this run had finished before, nothing to do; report: {report}"
+        if over
+        else f"report: {report}"
+    )
 
 
 @app.command()
@@ -255,7 +265,7 @@ def main() -> None:
     """Entry point: every error of the user's is one line and exit code 2, a machine's has 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(standalone_mode=False)
+        app(prog_name="rgft", standalone_mode=False)
     except InputError as error:
         fail(str(error), 2)
     except EngagementError as error:
@@ -264,7 +274,9 @@ def main() -> None:
         print(error.format_message(), file=sys.stderr)
         raise SystemExit(2) from None
     except click.ClickException as error:
-        fail(f"{error.format_message()} (see `rgft --help`)", 2)
+        context = getattr(error, "ctx", None)
+        command = "rgft" if context is None else context.command_path
+        fail(f"{error.format_message()} (see `{command} --help`)", 2)
     except (KeyboardInterrupt, click.Abort):
         fail("stopped", 1)
     except (OSError, MemoryError, RuntimeError) as error:

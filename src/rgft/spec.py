@@ -27,12 +27,12 @@ class RunSpec:
         method: A name in `rgft.METHODS`.
         epochs: Passes over the training data.
         lr: Peak learning rate; None for the method's own.
-        seed: Of the head, of the order of the data, of dropout and of the method.
+        seed: Of the head, the order of the data, dropout and the method.
         batch_size: Samples per optimizer step.
         max_length: Tokens a text is cut at.
         granularity: How components are cut; None for the method's own.
         settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
-        evaluations: Looks at the validation split per epoch; a checkpoint is saved at each.
+        evaluations: Evaluations of the validation split, and checkpoints, per epoch (about).
     """
 
     model: str = "minilm"
