@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from rgft.cli import main
+from rgft.cli import main, summary
 from rgft.inspection import inspect_model
 from rgft.tasks import TASKS
 
@@ -55,6 +58,18 @@ def test_component_names_are_folded_on_a_narrow_terminal(
     assert max(len(line) for line in printed.splitlines() if line.startswith("│")) <= 70
     names = [row["name"] for row in inspect_model(str(tiny_model), "head")]
     assert "".join(row[0] for row in cells(printed)) == "".join(names)
+
+
+def test_a_summary_of_a_run_without_peak_memory() -> None:
+    record = {
+        **{"method": "rgft", "task": "mine", "model": "minilm", "metrics": {}},
+        **{"flops": {"spent": 1.0, "share": 0.5}, "seconds": {"train": 2.0, "overhead": 0.1}},
+        **{"parameters": {"total": 4, "updated_per_step": {"mean": 2.0}}},
+        "peak_memory_bytes": None,
+    }
+    console = Console(file=io.StringIO())
+    console.print(summary(record))
+    assert re.search(r"peak memory\s*│ not known", console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def test_tasks_and_where_they_lie_are_whole(

@@ -231,7 +231,8 @@ def summary(record: dict[str, Any]) -> Table:
     table.add_row(
         "seconds of training", f"{seconds['train']:.1f}, of which {share:.1%} in the method"
     )
-    table.add_row("peak memory", f"{record['peak_memory_bytes'] / 2**30:.2f} GiB")
+    peak = record["peak_memory_bytes"]
+    table.add_row("peak memory", "not known" if peak is None else f"{peak / 2**30:.2f} GiB")
     updated = record["parameters"]["updated_per_step"]["mean"]
     table.add_row(
         "parameters updated a step", f"{updated:,.0f} of {record['parameters']['total']:,}"
