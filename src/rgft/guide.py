@@ -43,7 +43,8 @@ class Guide:
 
     At each optimizer step the guide scores every component, smooths the scores into the error map,
     and scales the learning rates by the plan in force. Every `config.every` steps it decides the
-    next plan. It works through hooks on the optimizer: the loop stays as it is.
+    next plan. It works through hooks on the optimizer: the loop stays as it is. A run that ends
+    before the first of these decisions is in force gives a `RuntimeWarning`.
 
     .. math:: \theta_k \leftarrow \theta_k - \eta_0 f(E_k, \{E_j\}) (g_k + \lambda \theta_k)
 
