@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
 
 from families import BATCHES, FAMILIES, with_lora
 from flops import counted_flops
@@ -77,17 +76,8 @@ def test_attention_costs_what_its_kernel_costs(
     dropout: float, attention: str, dtype: torch.dtype
 ) -> None:
     """The fused kernel computes the scores a second time in the backward pass; others do not."""
-    config = BertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        vocab_size=60,
-        num_labels=3,
-        attention_probs_dropout_prob=dropout,
-        attn_implementation=attention,
-    )
-    model = BertForSequenceClassification(config).to(dtype)
+    changed = {"attention_probs_dropout_prob": dropout, "attn_implementation": attention}
+    model = bert(2, dtype, **changed)
     agree(model, tokens()[0], subsets(model, 2))
     padded = tokens()[0]
     padded["attention_mask"][0, 4:] = 0
@@ -282,12 +272,15 @@ def test_the_meter_counts_only_training() -> None:
     assert meter.spent == meter.full
 
 
-def test_full_fine_tuning_has_share_one() -> None:
+def test_guiding_without_freezing_costs_what_full_fine_tuning_is_counted_to() -> None:
+    counted = sum(counted_flops(bert(), tokens()[0]))  # tracing below would be counted, too
     model = bert()
-    meter = FlopMeter(model)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    guide = Guide(model, optimizer, Config(policy="normalized-max", every=1))
+    meter = FlopMeter(model)
     list(fit(model, optimizer, tokens(3), bert_loss))
-    assert meter.share == 1.0
+    assert len(set(guide.plan.lr_scale)) > 1
+    assert (meter.spent, meter.full, meter.share) == (3 * counted, 3 * counted, 1.0)
 
 
 def test_lora_is_measured_against_the_model_without_it() -> None:

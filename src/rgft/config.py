@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from rgft.errors import InputError
 from rgft.policies import Policy
+from rgft.rules import SHARE, SWITCH, Rule, check, number, optional, whole
 from rgft.signals import NORMS, Signal, Statistics
 
-Rule = tuple[Callable[[Any], bool], str]  # whether a value is allowed; what is
 ENGAGEMENT = ("error", "warn", "off")
 
 
@@ -75,56 +73,37 @@ class Config:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, (holds, allowed) in RULES.items():
-            value = getattr(self, name)
-            if not holds(value):
-                raise InputError(f"{name} is {value!r}; allowed: {allowed}")
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _share(value: Any) -> bool:
-    return _number(value) and 0 < value <= 1
-
-
-def _whole(least: int) -> Rule:
-    def holds(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-    return holds, f"a whole number >= {least}"
+        check(self, RULES)
 
 
 def _kinds(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(kind, str) for kind in value)
 
 
-SWITCH: Rule = (lambda v: isinstance(v, bool), "True or False")
 RULES: dict[str, Rule] = {
     "signal": (
         lambda v: isinstance(v, (str, Signal)) or callable(v),
         "a name, a Signal or a function of Statistics",
     ),
-    "p": (lambda v: _number(v) and v in NORMS, "1, 2 or inf"),
-    "beta": (lambda v: _number(v) and 0 <= v < 1, "in [0, 1)"),
+    "p": (lambda v: number(v) and v in NORMS, "1, 2 or inf"),
+    "beta": (lambda v: number(v) and 0 <= v < 1, "in [0, 1)"),
     "bias_correction": SWITCH,
     "policy": (lambda v: isinstance(v, (str, Policy)), "a name or a Policy"),
-    "alpha": (lambda v: _number(v) and 0 <= v < math.inf, "a finite number >= 0"),
-    "top": (_share, "in (0, 1]"),
-    "floor": (lambda v: _number(v) and 0 <= v <= 1, "in [0, 1]"),
-    "decay": (_share, "in (0, 1]"),
-    "unfrozen_by": (_share, "in (0, 1]"),
+    "alpha": (lambda v: number(v) and 0 <= v < math.inf, "a finite number >= 0"),
+    "top": SHARE,
+    "floor": (lambda v: number(v) and 0 <= v <= 1, "in [0, 1]"),
+    "decay": SHARE,
+    "unfrozen_by": SHARE,
     "mean_one": SWITCH,
     "lag": SWITCH,
-    "every": _whole(1),
-    "warmup": _whole(0),
-    "min_stay": _whole(0),
-    "probe_every": _whole(0),
-    "probe_samples": _whole(1),
+    "every": whole(1),
+    "warmup": whole(0),
+    "min_stay": whole(0),
+    "probe_every": whole(0),
+    "probe_samples": whole(1),
     "always_train": (_kinds, "a tuple of kinds, such as ('head',)"),
-    "total_steps": (lambda v: v is None or _whole(1)[0](v), "a whole number >= 1"),
+    "total_steps": optional(whole(1)),
     "engagement": (lambda v: v in ENGAGEMENT, f"one of {', '.join(ENGAGEMENT)}"),
-    "history_rows": _whole(2),
-    "seed": _whole(0),
+    "history_rows": whole(2),
+    "seed": whole(0),
 }

@@ -43,7 +43,8 @@ class Guide:
 
     At each optimizer step the guide scores every component, smooths the scores into the error map,
     and scales the learning rates by the plan in force. Every `config.every` steps it decides the
-    next plan. It works through hooks on the optimizer: the loop stays as it is.
+    next plan. It works through hooks on the optimizer: the loop stays as it is. A run that ends
+    before the first of these decisions is in force gives a `RuntimeWarning`.
 
     .. math:: \theta_k \leftarrow \theta_k - \eta_0 f(E_k, \{E_j\}) (g_k + \lambda \theta_k)
 
@@ -122,6 +123,8 @@ class Guide:
         self._engagement = Engagement(model, self.binding, self.config.engagement)
         self._groups, self._slices = VirtualGroups(), SliceUpdates(self.binding)
         self._adopt(uniform_plan(adapted))
+        # steps before the first decision
+        self._first = self.config.warmup or (self.config.every if self._policy.uses_error else 0)
         self.step = 0
         self.seconds = 0.0
         self._switched = torch.zeros(len(adapted), dtype=torch.long)
@@ -139,6 +142,8 @@ class Guide:
         parameters = tuple(self.binding.parameters.values())
         self._unfreeze: weakref.finalize[Any, Any] = weakref.finalize(self, _unfreeze, parameters)
         _GUIDES[model] = weakref.ref(self)
+        if self.config.total_steps is not None:
+            self._warn_if_idle(self.config.total_steps)
         self._start()
         self._handles: list[RemovableHandle] = [
             self.optimizer.register_step_pre_hook(self._before_step),
@@ -174,6 +179,7 @@ class Guide:
         Raises:
             EngagementError: The last plan was not carried out.
         """
+        guided = self.step if self._unfreeze.alive else 0
         for handle in self._handles:
             handle.remove()
         self._unfreeze()
@@ -182,6 +188,8 @@ class Guide:
             self._engagement.judge(checks)
         finally:
             self._engagement.end()
+        if guided and self.config.total_steps is None:
+            self._warn_if_idle(guided)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors, numbers and strings."""
@@ -200,7 +208,7 @@ class Guide:
         """Go on from where `state_dict` was taken.
 
         Raises:
-            InputError: The state is of another model or granularity.
+            InputError: The state is of another model, granularity or settings, or is damaged.
         """
         names = [c.name for c in self.binding.components]
         if list(state.get("components", ())) != names:
@@ -213,6 +221,12 @@ class Guide:
                 f"this state was saved with {state['settings']}, the guide has "
                 f"{self._settings()}; load it with the settings it was saved with"
             )
+        for part in ("lr_scale", "raw", "switched"):
+            if len(state[part]) != len(names):
+                raise InputError(
+                    f"{part} of this state has {len(state[part])} values for {len(names)} "
+                    "components: it is damaged; load another"
+                )
         self.error_map.load_state_dict(state["error_map"])
         self._raw = state["raw"].clone()
         self._warned = int(state["error_map"]["skipped"])
@@ -235,10 +249,22 @@ class Guide:
 
     def _start(self) -> None:
         """The first plan: all train, unless the policy needs no map to decide."""
-        if not self._policy.uses_error and self.config.warmup == 0:
+        if self._first == 0:
             self._decide(self.error_map.values.double())
         self._apply()
         self._engagement.begin(self.plan)
+
+    def _warn_if_idle(self, steps: int) -> None:
+        """Say so if a run of that many steps ends before a plan of the policy's is in force."""
+        if self._first == 0 or steps > self._first - (not self.config.lag):
+            return
+        warnings.warn(
+            f"the method does nothing in this run: it first decides after step {self._first}, and "
+            f"the run has {steps}, all at the plain learning rate; lower every or warmup, or train "
+            "longer",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._stepping is not None and _running(self._stepping):
@@ -319,8 +345,7 @@ class Guide:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        first = self.config.warmup or (self.config.every if self._policy.uses_error else 0)
-        if self._policy.changes or self.step <= first:
+        if self._policy.changes or self.step <= self._first:
             before = self.plan.trained
             self._decide(error)
             if self.plan.trained != before:

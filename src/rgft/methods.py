@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rgft.config import Config
-from rgft.errors import InputError
+from rgft.errors import unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ METHODS: dict[str, Method] = {
     "linear-probing": Method("only the new head trains", Config(policy="head-only"), lr=1e-3),
     "suffix": Method("the share of components nearest the output trains", Config(policy="suffix")),
     "random": Method(
-        "a random share of components trains, redrawn at each decision",
+        "control: as many components as rgft-threshold trains, drawn anew at each decision",
         Config(policy="random", every=20, warmup=20),
     ),
     "inverse": Method(
@@ -82,5 +82,5 @@ def find_method(name: str) -> Method:
     'uniform'
     """
     if name not in METHODS:
-        raise InputError(f"unknown method '{name}'; allowed: {', '.join(METHODS)}")
+        raise unknown("method", name, METHODS)
     return METHODS[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -97,7 +98,7 @@ def _check_guidance(model: nn.Module, config: Config) -> None:
     """Say now, not after the start, what the guide cannot use."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=0.0)
-    trial = replace(config, total_steps=config.total_steps or 1)
+    trial = replace(config, total_steps=config.total_steps or sys.maxsize)
     Guide(model, optimizer, trial, probe=lambda count: ()).close()
 
 

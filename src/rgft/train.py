@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from rgft.checkpoints import FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
 from rgft.integrations.transformers import RGFTCallback
 from rgft.methods import find_method
+from rgft.models import PACKAGED
 from rgft.preparation import Prepared, prepare
 from rgft.progress import Progress, Quiet
 from rgft.recorder import RunRecorder, StopOnSignal, diverged, strip
@@ -61,6 +63,7 @@ def run(
         InputError: Something given cannot be used.
     """
     find_method(spec.method)
+    spec = _anywhere(spec)
     record = begin(spec, output_dir, resume=resume, overwrite=overwrite)
     if record["status"] == "finished":
         finish(output_dir)
@@ -98,6 +101,13 @@ def run(
     finally:
         if new and output_dir.is_dir() and not any(output_dir.iterdir()):
             output_dir.rmdir()
+
+
+def _anywhere(spec: RunSpec) -> RunSpec:
+    """With folders by absolute paths: a record is used from other working folders, too."""
+    data = None if spec.data is None else os.path.abspath(spec.data)
+    folder = spec.model not in PACKAGED and Path(spec.model).exists()
+    return replace(spec, data=data, model=os.path.abspath(spec.model) if folder else spec.model)
 
 
 def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rgft.errors import InputError
+from rgft.errors import InputError, unknown
 from rgft.policies.controls import (
     bottom_share,
     gradual_unfreezing,
@@ -83,8 +83,8 @@ def find_policy(config: Config) -> Policy:
     if isinstance(config.policy, Policy):
         return config.policy
     if config.policy not in POLICIES:
-        allowed = ", ".join(POLICIES)
-        raise InputError(f"unknown policy '{config.policy}'; allowed: {allowed}, or a Policy")
+        more = ", or a Policy; the name of a method goes to --method or rgft.find_method"
+        raise unknown("policy", config.policy, POLICIES, more)
     named = POLICIES[config.policy]
     freezes = named.freezes and config.floor == 0
     settings = (*named.settings, *(("min_stay",) if freezes else ()))
