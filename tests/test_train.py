@@ -307,7 +307,8 @@ def test_more_epochs_are_a_run_from_the_model_in_another_folder(
     _, _, words = str(refused.value).partition("in another folder: ")
     assert shlex.split(words) == ["--model", str(finished), "--output-dir", "NEW"]
     # a rate too small to learn anything: what it can do, it has from the run before
-    longer = run(replace(spec, model=str(finished), epochs=1, lr=1e-9, seed=5), tmp_path / "longer")
+    given = replace(spec, model=str(finished), method="full", epochs=1, lr=1e-9, seed=5)
+    longer = run(given, tmp_path / "longer")
     before = record_of(finished)["metrics"]["test"]
     assert longer["metrics"]["test"]["loss"] == pytest.approx(before["loss"], rel=1e-4)
 
