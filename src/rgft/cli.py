@@ -71,7 +71,12 @@ def app() -> None:
 @click.option(
     "--seed", type=int, help="Seed of the head, the order of the data, dropout and the method.  [0]"
 )
-@click.option("--batch-size", type=int, help="Samples per step.  [32]")
+@click.option(
+    "--budget",
+    help="What training may spend: a share of the FLOPs of full fine-tuning (0.3) "
+    "or a time (20min).  [no limit]",
+)
+@click.option("--batch-size", type=int, help="Samples per step.  [32; with a budget, the method's]")
 @click.option("--max-length", type=int, help="Tokens a text is cut at.  [128]")
 @click.option(
     "--granularity",

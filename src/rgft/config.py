@@ -30,6 +30,7 @@ class Config:
         alpha: Strength of the scaling policies, >= 0.
         top: Share of components that selection policies train, in (0, 1].
         floor: Multiplier of components that are not selected, in [0, 1]; 0 freezes them.
+        rate: Most that a step of the policy "purchase" may cost, as a share of a full step.
         decay: Base of layer-wise learning-rate decay, in (0, 1].
         unfrozen_by: Share of the run after which gradual unfreezing has opened all, in (0, 1].
         mean_one: Divide the multipliers by their mean over trained components.
@@ -42,6 +43,7 @@ class Config:
             gradient computed (not applied) so that they can come back; 0 for never.
         probe_samples: Samples in the probe batch of per-sample signals.
         always_train: Kinds of components that are never frozen.
+        frozen_below: Components of smaller depth stay frozen (but for kinds in `always_train`).
         total_steps: Optimizer steps of the run; needed by gradual unfreezing.
         engagement: What happens when a plan is found not to be carried out: "error", "warn", "off".
         history_rows: Most steps of the map's history that are kept.
@@ -57,6 +59,7 @@ class Config:
     alpha: float = 1.0
     top: float = 0.5
     floor: float = 0.0
+    rate: float = 0.6
     decay: float = 0.9
     unfrozen_by: float = 0.5
     mean_one: bool = False
@@ -67,6 +70,7 @@ class Config:
     probe_every: int = 1
     probe_samples: int = 16
     always_train: tuple[str, ...] = ("head",)
+    frozen_below: int = 0
     total_steps: int | None = None
     engagement: str = "error"
     history_rows: int = 1000
@@ -92,6 +96,7 @@ RULES: dict[str, Rule] = {
     "alpha": (lambda v: number(v) and 0 <= v < math.inf, "a finite number >= 0"),
     "top": SHARE,
     "floor": (lambda v: number(v) and 0 <= v <= 1, "in [0, 1]"),
+    "rate": SHARE,
     "decay": SHARE,
     "unfrozen_by": SHARE,
     "mean_one": SWITCH,
@@ -101,6 +106,7 @@ RULES: dict[str, Rule] = {
     "min_stay": whole(0),
     "probe_every": whole(0),
     "probe_samples": whole(1),
+    "frozen_below": whole(0),
     "always_train": (_kinds, "a tuple of kinds, such as ('head',)"),
     "total_steps": optional(whole(1)),
     "engagement": (lambda v: v in ENGAGEMENT, f"one of {', '.join(ENGAGEMENT)}"),

@@ -17,18 +17,27 @@ class Method:
         config: Settings of the guide.
         lr: Learning rate to start a sweep from.
         lora: Whether LoRA pairs are added and trained in place of the model's own weights.
+        survey: Whether a run with a budget first asks what each layer knows, and freezes the rest.
+        budget_batch: Samples per step of a run with a budget.
+        budget_lr: Learning rate to start from with a budget; None for `lr`.
     """
 
     summary: str
     config: Config
     lr: float = 1e-4
     lora: bool = False
+    survey: bool = False
+    budget_batch: int = 32
+    budget_lr: float | None = None
 
 
 METHODS: dict[str, Method] = {
     "rgft": Method(
         "all components train; learning rate x (1 + alpha E/max E)",
         Config(policy="normalized-max"),
+        survey=True,
+        budget_batch=16,
+        budget_lr=3e-4,
     ),
     "rgft-rank": Method(
         "all components train; learning rate grows with the rank of E", Config(policy="rank")

@@ -13,12 +13,13 @@ from typing import Any
 
 from rgft.errors import InputError
 from rgft.rules import POSITIVE, Rule, check, optional, whole
+from rgft.spending import parse_budget
 
 RULES: dict[str, Rule] = {
     "epochs": POSITIVE,
     "lr": optional(POSITIVE),
     "seed": (lambda v: whole(0)[0](v) and v < 2**32, "a whole number, 0 to 2^32 - 1"),
-    "batch_size": whole(1),
+    "batch_size": optional(whole(1)),
     "max_length": whole(4),
     "evaluations": whole(1),
 }
@@ -38,7 +39,8 @@ class RunSpec:
         epochs: Passes over the training data.
         lr: Peak learning rate; None for the method's own.
         seed: Of the head, the order of the data, dropout and the method.
-        batch_size: Samples per optimizer step.
+        budget: Share of the FLOPs of full fine-tuning ("0.3"), or a time ("20min"); None for none.
+        batch_size: Samples per optimizer step; None for the method's own (32 without a budget).
         max_length: Tokens a text is cut at.
         granularity: How components are cut; None for the method's own.
         settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
@@ -54,7 +56,8 @@ class RunSpec:
     epochs: float = 3.0
     lr: float | None = None
     seed: int = 0
-    batch_size: int = 32
+    budget: str | None = None
+    batch_size: int | None = None
     max_length: int = 128
     granularity: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -62,6 +65,8 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         check(self, RULES)
+        if self.budget is not None:
+            parse_budget(self.budget)
         if self.task is None and self.data is None:
             raise InputError("no data: give --task NAME (see `rgft data`) or --data DIR")
 

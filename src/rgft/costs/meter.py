@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rgft.costs.graph import Graph
 from rgft.costs.model import Action, CostModel
 
 
@@ -26,6 +27,8 @@ class FlopMeter:
     Attributes:
         spent: FLOPs so far.
         full: FLOPs that full fine-tuning would have spent on the same batches.
+        batches: How many those are.
+        graph: Operations of the last of them.
         detached: Paths of modules whose output passes no gradient at present.
         skipped: Paths of modules that the next forward pass does not run.
     """
@@ -36,9 +39,11 @@ class FlopMeter:
         self._model = model
         self.spent = 0
         self.full = 0
+        self.batches = 0
+        self.graph: Graph | None = None
         self.detached: frozenset[str] = frozenset()
         self.skipped: frozenset[str] = frozenset()
-        self._probing = False
+        self._probing = self._charging = False
         self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     @property
@@ -55,17 +60,30 @@ class FlopMeter:
         finally:
             self._probing = False
 
+    @contextmanager
+    def charging(self) -> Iterator[None]:
+        """Like `probing`, and forward passes without gradients or in evaluation are spent, too."""
+        self._charging = True
+        try:
+            with self.probing():
+                yield
+        finally:
+            self._charging = False
+
     def close(self) -> None:
         """Stop counting."""
         self._handle.remove()
 
     def _count(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        if not (model.training and torch.is_grad_enabled()):
+        learning = model.training and torch.is_grad_enabled()
+        if not (learning or self._charging):
             return
-        trained = frozenset(n for n, p in model.named_parameters() if p.requires_grad)
-        action = Action(trained, self.detached, self.skipped)
-        self.spent += self._costs.step(self._costs.graph(*args, **kwargs), action).total
+        trained = (n for n, p in model.named_parameters() if p.requires_grad and learning)
+        action = Action(frozenset(trained), self.detached, self.skipped)
+        graph = self._costs.graph(*args, **kwargs)
+        self.spent += self._costs.step(graph, action).total
         if not self._probing:
+            self.graph, self.batches = graph, self.batches + 1
             reference = self._reference
-            graph = reference.graph(*args, **kwargs)
-            self.full += reference.step(graph, Action(reference.names)).total
+            full = reference.graph(*args, **kwargs)
+            self.full += reference.step(full, Action(reference.names)).total

@@ -24,7 +24,7 @@ from rgft.policies.controls import (
     uniform,
 )
 from rgft.policies.scaling import normalized_max, normalized_sum, proportional, rank_based
-from rgft.policies.selection import top_share
+from rgft.policies.selection import bought, top_share
 from rgft.policies.situation import Policy, Situation
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ POLICIES: dict[str, NamedPolicy] = {
     "proportional": NamedPolicy(proportional),
     "top": NamedPolicy(top_share, ("top", "floor"), freezes=True),
     "bottom": NamedPolicy(bottom_share, ("top", "floor"), freezes=True),
+    "purchase": NamedPolicy(bought, ("rate",), freezes=True),
     "inverse": NamedPolicy(inverse, ("alpha",)),
     "uniform": NamedPolicy(uniform, uses_error=False, changes=False),
     "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False, freezes=True),
