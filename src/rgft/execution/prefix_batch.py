@@ -75,7 +75,7 @@ def content_hashes(values: Tensor, mask: Tensor | None) -> Tensor:
     """A 64-bit hash of each sample, int64 `[B]`, on the device.
 
     It is the sum of the bits of each element times an odd number that stands for its place among
-    the sample's real elements, so that padding does not matter.
+    the sample's real elements, so that padding does not matter, and of a multiple of their number.
 
     Args:
         values: `[B, ...]` of any type.
@@ -91,8 +91,8 @@ def content_hashes(values: Tensor, mask: Tensor | None) -> Tensor:
     width = bits.shape[-1]
     place = (real.cumsum(1) * width).unsqueeze(-1) + torch.arange(width, device=bits.device)
     factor = (place * SPREAD) ^ ((place * SPREAD) >> 29)
-    terms = (bits + 1) * (factor * MIX | 1) * real.unsqueeze(-1)
-    return terms.sum((1, 2))
+    terms = bits * (factor * MIX | 1) * real.unsqueeze(-1)
+    return terms.sum((1, 2)) + real.sum(1) * (SPREAD ^ MIX)
 
 
 def split(hidden: Tensor, mask: Tensor | None) -> list[Tensor]:
