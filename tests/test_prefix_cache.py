@@ -563,6 +563,42 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
         torch.testing.assert_close(grads[name].grad, parameter.grad, msg=name)
 
 
+@pytest.mark.parametrize("inside", [True, False])
+def test_mixed_precision(inside: bool) -> None:
+    """Also where the model's own forward turns it on, as Accelerate has it."""
+    plain, model = text_model("bert"), text_model("bert")
+    for each in (plain, model):
+        freeze(each, 2)
+        each.eval()
+        if inside:
+            each.forward = torch.autocast("cpu", torch.bfloat16)(each.forward)
+    with PrefixCache(model) as cache:
+        cache.set_boundary(2)
+        for _, ids, batch in epochs(texts(), 3):
+            losses = []
+            for each, more in ((plain, {}), (model, {"sample_ids": ids})):
+                each.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16, enabled=not inside):
+                    losses.append(each(**batch, **more).loss)
+                losses[-1].backward()
+            torch.testing.assert_close(*losses, rtol=2e-2, atol=2e-2)
+            grads = [dict(each.named_parameters()) for each in (plain, model)]
+            for name, parameter in grads[0].items():
+                assert (parameter.grad is None) == (grads[1][name].grad is None), name
+        assert cache.use.hits == 2 * ROWS and cache.use.checks >= 2
+
+
+def test_a_change_of_precision_is_a_miss() -> None:
+    model, (batch,) = tiny.bert(3).requires_grad_(False), tiny.tokens()
+    with PrefixCache(model) as cache:
+        cache.set_boundary(2)
+        with torch.autocast("cpu", torch.bfloat16):
+            model(**batch, sample_ids=[0, 1, 2, 3])
+        with pytest.warns(RuntimeWarning, match="another precision"):
+            found = model(**batch, sample_ids=[0, 1, 2, 3]).logits
+        torch.testing.assert_close(found, tiny.bert(3)(**batch).logits)
+
+
 def test_compiled_layers_are_spared_too() -> None:
     torch._dynamo.reset()
     model, (batch,) = tiny.bert(3).requires_grad_(False).eval(), tiny.tokens()
@@ -582,6 +618,13 @@ def test_a_model_compiled_as_a_whole_is_refused() -> None:
     model = tiny.bert(3)
     with pytest.raises(InputError, match="compile its layers instead"):
         PrefixCache(torch.compile(model, backend="eager"))
+    compiled = torch.compile(model, backend="eager")
+    with (
+        PrefixCache(model.requires_grad_(False)) as cache,
+        pytest.raises(InputError, match="whole"),
+    ):
+        cache.set_boundary(2)
+        compiled(**tiny.tokens()[0], sample_ids=[0, 1, 2, 3])
     model.compile(backend="eager")
     with pytest.raises(InputError, match="compile its layers instead"):
         PrefixCache(model)

@@ -247,8 +247,6 @@ class PrefixCache:
 
     def _check_frozen(self) -> None:
         assert self._weights is not None
-        if torch.compiler.is_compiling():
-            raise InputError("compile the model's layers (layer.compile()), not the whole model")
         if torch.is_grad_enabled() and (name := self._weights.trained()) is not None:
             raise InputError(
                 f"parameter '{name}' is below the boundary of the prefix cache and requires a "
@@ -286,12 +284,9 @@ class PrefixCache:
 
     def _precision(self) -> str:
         """What automatic mixed precision does now."""
-        device = self._device().type
+        device = next(self._model.parameters()).device.type
         automatic = torch.is_autocast_enabled(device)
         return str(torch.get_autocast_dtype(device)) if automatic else "none"
-
-    def _device(self) -> torch.device:
-        return next(self._model.parameters()).device
 
     def _conclude(self, forward: Forward) -> None:
         """Count and store what a forward pass has computed."""
@@ -334,7 +329,8 @@ class PrefixCache:
             wanted = self._prefix.run(Forward(None), call, args, kwargs)
         self._counts["checks"] += 1
         apart = largest_difference(wanted, found, samples.mask)
-        allowed = self._allowed(cached)
+        tolerance = TOLERANCE[self._stored.storage.format]
+        allowed = max(tolerance, HALF_TOLERANCE) if cached.half else tolerance
         if apart <= allowed:
             self._verified |= aspects
         elif not math.isnan(apart):  # a model that is broken tells nothing
@@ -343,13 +339,6 @@ class PrefixCache:
                 "the prefix cache is not exact for this model: with it the outputs differ by "
                 f"{apart:.1e} (relative; {allowed:.0e} is allowed) {', or '.join(reasons)}"
             )
-
-    def _allowed(self, forward: Forward) -> float:
-        """The largest relative difference that rounding explains."""
-        tolerance = TOLERANCE[self._stored.storage.format]
-        tensors = [tensor for rows in forward.rows.values() for tensor in rows.values()]
-        half = tensors[0].element_size() <= 2 or self._precision() != "none"
-        return max(tolerance, HALF_TOLERANCE) if half else tolerance
 
     def _refuse(self, reason: str) -> None:
         self.refused = f"{reason}; train without the cache"
@@ -369,3 +358,4 @@ def _deterministic(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         evaluation.end()
+        torch.clear_autocast_cache()  # of weights that were cast without a gradient

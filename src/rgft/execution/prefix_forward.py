@@ -28,6 +28,7 @@ class Forward:
             stored for all.
         calls: How often the last layer of the prefix was called.
         failed: Why the layers cannot be cached.
+        half: Whether layers compute in 16 bits.
     """
 
     samples: Samples | None
@@ -36,6 +37,7 @@ class Forward:
     computed: list[Tensor] | None = None
     calls: int = 0
     failed: str | None = None
+    half: bool = False
     evaluation: Evaluation = field(default_factory=Evaluation)
     wants_gradient: bool = False
 
@@ -102,7 +104,10 @@ class PrefixLayers:
             forward.evaluation.end()
             self.current = None
             if not forward.calls and not forward.failed:
-                forward.failed = f"layer '{self._layers[self.boundary - 1][0]}' was not called"
+                forward.failed = (
+                    f"layer '{self._layers[self.boundary - 1][0]}' was not called as a module "
+                    "(if the model is compiled as a whole: compile its layers instead)"
+                )
 
     def _around(self, index: int) -> Callable[[Call, tuple[Any, ...], dict[str, Any]], Any]:
         def around(call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -110,6 +115,8 @@ class PrefixLayers:
             if forward is None or forward.failed or source is None:
                 return call(*args, **kwargs)
             forward.wants_gradient |= index == 0 and source.requires_grad
+            # also where a wrapper of the model's forward turns it on
+            forward.half |= torch.is_autocast_enabled(source.device.type)
             if index < forward.start:
                 hidden = self._spared(index, forward, source)
                 if hidden is not None:
@@ -147,6 +154,7 @@ class PrefixLayers:
     def _left(self, index: int, forward: Forward, hidden: Tensor) -> Any:
         """The output of a layer; behind the last one the model runs as it is."""
         hidden = hidden.detach()
+        forward.half |= hidden.element_size() <= 2
         if index == self.boundary - 1:
             forward.evaluation.end()
             forward.calls += 1
