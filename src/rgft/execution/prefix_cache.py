@@ -358,4 +358,5 @@ def _deterministic(model: nn.Module) -> Iterator[None]:
             yield
     finally:
         evaluation.end()
-        torch.clear_autocast_cache()  # of weights that were cast without a gradient
+        # older releases go on using weights cast without a gradient (pytorch#105211)
+        torch.clear_autocast_cache()
