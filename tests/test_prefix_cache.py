@@ -23,6 +23,7 @@ from rgft.errors import InputError
 from rgft.execution.prefix_batch import content_hashes
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
+from test_activations import files_up_to
 
 ROWS, BATCH = 22, 4
 Batch = dict[str, Any]
@@ -476,6 +477,18 @@ def test_a_full_store_leaves_the_rest_uncached() -> None:
     assert_close(found, wanted, 1e-5)
 
 
+def test_a_full_disk_keeps_what_is_on_it(tmp_path: Path) -> None:
+    model = text_model("bert").requires_grad_(False).eval()
+    with PrefixCache(model, Storage(tmp_path, memory_bytes=0)) as cache:
+        cache.set_boundary(2)
+        with files_up_to(4000), pytest.warns(RuntimeWarning, match="no longer be written"):
+            for epoch, ids, batch in epochs(texts(), 4):
+                model(**batch, sample_ids=ids)
+                if epoch == 0:
+                    stored = cache.use.samples
+            assert 0 < stored <= cache.use.samples < ROWS
+
+
 def snapshot(model: nn.Module) -> dict[str, Any]:
     return {
         name: (m.training, dict(m._forward_hooks), dict(m._forward_pre_hooks), set(m.__dict__))
@@ -643,7 +656,10 @@ class Unusual(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first = self.blocks[0](x)
         h = self.norm(first) if self.way == "batch" else first
+        if self.way == "random":
+            torch.rand(3)
         for block in self.blocks[1:]:
+            h = h.mul_(1.5) if self.way == "in place" else h
             h = block.a(h) if self.way == "parts" else block(h)
         return self.head(h + first if self.way == "early" else h)
 
@@ -682,6 +698,73 @@ def test_models_that_cannot_be_served_are_refused(way: str, reason: str, mode: s
         assert cache.refused is not None
         wanted = [model(batch["x"]) for _, _, batch in epochs(data, 3)]
         torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("way", ["in place", "random"])
+def test_other_models_are_served_exactly(way: str) -> None:
+    """Hidden states are stored before the model changes them; random numbers stay in step."""
+    torch.manual_seed(0)
+    model, data = Unusual(way), images(6, name="x")
+    freeze(model, 2)
+    with PrefixCache(model) as cache:
+        cache.set_boundary(2)
+        for _, ids, batch in epochs(data, 3):
+            cache.paused = True
+            torch.manual_seed(0)
+            wanted = model(batch["x"]), torch.rand(3)
+            cache.paused = False
+            torch.manual_seed(0)
+            found = model(batch["x"], sample_ids=ids), torch.rand(3)
+            torch.testing.assert_close(found, wanted)
+        assert cache.use.hits == 2 * ROWS
+
+
+def albert(groups: int) -> nn.Module:
+    """Four layers of which several are the same one, with dropout."""
+    config = transformers.AlbertConfig(
+        vocab_size=40,
+        embedding_size=8,
+        hidden_size=16,
+        num_hidden_layers=4,
+        num_hidden_groups=groups,
+        num_attention_heads=4,
+        intermediate_size=24,
+        max_position_embeddings=32,
+        hidden_dropout_prob=0.2,
+        attention_probs_dropout_prob=0.2,
+        classifier_dropout_prob=0.0,
+    )
+    torch.manual_seed(0)
+    model: nn.Module = transformers.AlbertForSequenceClassification(config)
+    return model.requires_grad_(False)
+
+
+def test_a_layer_that_is_called_again_runs_without_dropout() -> None:
+    model, batch = albert(1), collated(texts(), [0, 1, 2, 3], 12, False)
+    wanted = model.eval()(**batch).logits
+    model.train()
+    with PrefixCache(model) as cache:
+        cache.set_boundary(1)
+        for _ in range(2):
+            found = model(**batch, sample_ids=[0, 1, 2, 3]).logits
+            torch.testing.assert_close(found, wanted)
+        assert cache.use.hits == 4
+
+
+def test_layers_that_are_called_again_at_several_boundaries() -> None:
+    model, data = albert(2).eval(), texts()
+    batch = collated(data, [0, 1, 2], 12, False)
+    wanted = model(**batch).logits
+    with PrefixCache(model) as cache:
+        assert len(cache.layers) == 2
+        cache.set_boundary(1)
+        model(**batch, sample_ids=[0, 1, 2])
+        cache.set_boundary(2)
+        model(**collated(data, [1], 12, False), sample_ids=[1])
+        # what is stored for sample 1 is behind the last call of the second layer
+        torch.testing.assert_close(model(**batch, sample_ids=[0, 1, 2]).logits, wanted)
+        torch.testing.assert_close(model(**batch, sample_ids=[0, 1, 2]).logits, wanted)
+        assert cache.use.hits == 3
 
 
 def test_positions_counted_through_left_padding_are_refused() -> None:

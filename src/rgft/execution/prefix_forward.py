@@ -147,7 +147,6 @@ class PrefixLayers:
             return result
         rows = forward.rows.get(index + 1, {}) if index >= forward.start else {}
         if rows and forward.samples is not None:
-            hidden = hidden.clone()
             fill(hidden, rows, forward.samples.mask)
         return self._left(index, forward, hidden)
 
