@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -16,8 +19,26 @@ from rgft.residuals import Ledger
 from rgft.sampling import KeepRule, check_skip, find_rule, keep_probability, systematic, weights
 
 
+ROUNDING = 1e-9  # of a share of epochs
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """One epoch's visits.
+
+    Attributes:
+        visits: Numbers of the samples in order, over all processes, int64 `[n]`.
+        weights: What a visit of each sample counts, float64 `[N]`; 0 where it is not visited.
+        expected: Visits that were expected, the sum of the probabilities.
+    """
+
+    visits: Tensor
+    weights: Tensor
+    expected: float
+
+
 class VisitSampler(Sampler[int]):
-    r"""The visits of each epoch, drawn from a ledger: samples that are well predicted come less often.
+    r"""The visits of each epoch, drawn from a ledger: what is well predicted comes less often.
 
     Sample i is visited with probability :math:`p_i` (`keep_probability` of the ledger as it is when
     the epoch begins) and has weight :math:`w_i = 1/p_i`, so that
@@ -76,20 +97,191 @@ class VisitSampler(Sampler[int]):
         rank: int = 0,
         ranks: int = 1,
     ) -> None:
-        whole = {"batch_size": batch_size, "bucket": bucket, "ranks": ranks, "seed": seed + 1}
-        for name, value in whole.items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                least = 0 if name == "seed" else 1
-                raise InputError(f"{name} is {value - 1 + least!r}; allowed: whole, >= {least}")
-        if not 0 < epochs < math.inf:
-            raise InputError(f"epochs is {epochs!r}; allowed: a finite number > 0")
-        if not 0 <= full_pass <= 1:
-            raise InputError(f"full_pass is {full_pass!r}; allowed: in [0, 1]")
-        if not 0 <= rank < ranks:
-            raise InputError(f"rank is {rank!r}; allowed: 0 to {ranks - 1}, below ranks")
-        if lengths is not None and len(lengths) != len(ledger):
-            raise InputError(
-                f"there are {len(lengths)} lengths for {len(ledger)} samples; give one a sample"
-            )
+        for name, value in {"batch_size": batch_size, "bucket": bucket, "ranks": ranks}.items():
+            _whole(name, value, 1)
+        _whole("seed", seed, 0)
+        _whole("rank", rank, 0)
         check_skip(skip)
         find_rule(rule)
+        checks = {
+            "epochs": (0 < epochs < math.inf, epochs, "a finite number > 0"),
+            "full_pass": (0 <= full_pass <= 1, full_pass, "in [0, 1]"),
+            "rank": (rank < ranks, rank, f"below ranks, 0 to {ranks - 1}"),
+        }
+        for name, (holds, given, allowed) in checks.items():
+            if not holds:
+                raise InputError(f"{name} is {given!r}; allowed: {allowed}")
+        if lengths is not None and len(lengths) != len(ledger):
+            raise InputError(
+                f"there are {len(lengths)} lengths for {len(ledger)} samples; give one for each"
+            )
+        self.batch_size, self.skip, self.rule = batch_size, skip, rule
+        self.unbiased, self.seed, self.rank, self.ranks = unbiased, seed, rank, ranks
+        self.full_from = math.ceil(epochs) - math.ceil(full_pass * epochs - ROUNDING)
+        self._ledger, self._bucket = ledger, bucket
+        self._lengths = None if lengths is None else torch.as_tensor(lengths).cpu()
+        self._epoch, self._begun, self._start = 0, False, 0
+        self._draw: Draw | None = None
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that runs, or ran last; 0 before the first."""
+        return self._epoch
+
+    @property
+    def weights(self) -> Tensor:
+        """Weight of each sample in this epoch, float64 `[N]`; 0 for those not visited."""
+        return self._current().weights
+
+    @property
+    def expected_visits(self) -> float:
+        """Visits expected of this epoch on all processes: the sum of the probabilities."""
+        return self._current().expected
+
+    @property
+    def visits(self) -> int:
+        """Visits that were drawn for this epoch on all processes, repeats included."""
+        return len(self._current().visits)
+
+    def __len__(self) -> int:
+        """Visits of this process in the epoch."""
+        return self.visits // self.ranks
+
+    def __iter__(self) -> Iterator[int]:
+        if self._begun:
+            self.set_epoch(self._epoch + 1)
+        mine = self._current().visits[self.rank :: self.ranks]
+        self._refuse_different_draws()
+        start, self._start, self._begun = self._start, 0, True
+        return iter(mine[start:].tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the next to be iterated; one that is drawn already keeps its draw."""
+        _whole("epoch", epoch, 0)
+        if epoch != self._epoch:
+            self._epoch, self._start, self._draw = epoch, 0, None
+        self._begun = False
+
+    def state_dict(self, position: int | None = None) -> dict[str, Any]:
+        """Where training is (loads with `weights_only=True`). The ledger has a state of its own.
+
+        Args:
+            position: Visits of this process that have been trained on in the running epoch; only
+                the loop knows it, because a `DataLoader` fetches ahead. 0 where the loop skips
+                them itself, as the Trainer does. None between two epochs.
+        """
+        shape = {"batch_size": self.batch_size, "ranks": self.ranks}
+        if position is None:
+            return {**shape, "epoch": self._epoch + self._begun, "position": 0}
+        _whole("position", position, 0)
+        if position > len(self):
+            raise InputError(f"position is {position}; the epoch has {len(self)} visits a process")
+        draw = self._current()
+        return {
+            **shape,
+            "epoch": self._epoch,
+            "position": position,
+            "visits": draw.visits.to(torch.int32),
+            "weights": draw.weights.clone(),
+            "expected": draw.expected,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state_dict` was taken: the next iteration is the rest of that epoch.
+
+        Raises:
+            InputError: It is of other batches or another number of processes.
+        """
+        for name in ("batch_size", "ranks"):
+            if state[name] != getattr(self, name):
+                raise InputError(
+                    f"the saved visits were drawn with {name} {state[name]}, not "
+                    f"{getattr(self, name)}; resume with the same, or start anew"
+                )
+        self._epoch, self._start, self._begun = int(state["epoch"]), int(state["position"]), False
+        self._draw = None
+        if "visits" in state:
+            visits, kept = state["visits"].to("cpu", torch.int64), state["weights"].cpu().clone()
+            self._draw = Draw(visits, kept, float(state["expected"]))
+
+    def _current(self) -> Draw:
+        """The draw of this epoch, made when it is first asked for."""
+        if self._draw is None:
+            self._draw = self._drawn()
+        return self._draw
+
+    def _drawn(self) -> Draw:
+        generator = torch.Generator()
+        mixed = np.random.SeedSequence([self.seed, self._epoch]).generate_state(1)
+        generator.manual_seed(int(mixed[0]))
+        skip = 0.0 if self._epoch >= self.full_from else self.skip
+        p = keep_probability(self._ledger.residual, self._ledger.seen, skip=skip, rule=self.rule)
+        order = torch.randperm(len(p), generator=generator)
+        offset = torch.rand((), generator=generator, dtype=torch.float64).item()
+        visits = order[systematic(p[order], offset)]
+        if self._lengths is not None:
+            batch = self.batch_size * self.ranks
+            visits = by_length(visits, self._lengths, batch, self._bucket, generator)
+        visits = evened(visits, self.ranks)
+        times = torch.bincount(visits, minlength=len(p))
+        weight = weights(p, self.unbiased) / times.clamp_min(1)
+        return Draw(visits, torch.where(times > 0, weight, 0.0), float(p.sum()))
+
+    def _refuse_different_draws(self) -> None:
+        """Each process would train on its share of another draw, and no one would notice."""
+        if self.ranks == 1 or not (dist.is_available() and dist.is_initialized()):
+            return
+        draw = self._current()
+        mine = (self._epoch, self._start, draw.visits.tolist(), draw.weights.tolist())
+        sums: list[int | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(sums, zlib.crc32(repr(mine).encode()))
+        if len(set(sums)) > 1:
+            raise InputError(
+                "the processes drew different visits; give every ledger the losses of all "
+                "processes (all-gather them before Ledger.update), and every sampler one seed"
+            )
+
+
+def by_length(
+    visits: Tensor, lengths: Tensor, batch: int, bucket: int, generator: torch.Generator
+) -> Tensor:
+    """Visits reordered so that those of a batch have like lengths; a permutation of them.
+
+    Within each `bucket` batches the visits are sorted by length and cut into batches, and all
+    batches are then shuffled. A last short batch stays the last.
+
+    Args:
+        visits: Numbers of samples in random order, `[n]`.
+        lengths: Length of each sample, `[N]`.
+        batch: Samples in a batch.
+        bucket: Batches that are sorted together.
+        generator: Of the order of the batches.
+
+    >>> lengths = torch.tensor([9, 1, 8, 2, 5])
+    >>> visits = by_length(torch.arange(5), lengths, 2, 2, torch.Generator().manual_seed(0))
+    >>> sorted(visits.view(-1)[:4].view(2, 2).tolist()), visits[4].item()
+    ([[1, 3], [2, 0]], 4)
+    """
+    full = len(visits) // batch * batch
+    order = torch.argsort(lengths[visits], stable=True)
+    group = torch.arange(len(visits)) // (batch * bucket)
+    group[full:] = len(visits)  # the short batch is a bucket of its own
+    order = order[torch.argsort(group[order], stable=True)]
+    batches = visits[order[:full]].view(-1, batch)
+    shuffled = batches[torch.randperm(len(batches), generator=generator)]
+    return torch.cat([shuffled.flatten(), visits[order[full:]]])
+
+
+def evened(visits: Tensor, ranks: int) -> Tensor:
+    """Visits, the first of them repeated until they divide evenly among processes.
+
+    >>> evened(torch.tensor([5, 6, 7]), 2).tolist()
+    [5, 6, 7, 5]
+    """
+    total = math.ceil(len(visits) / ranks) * ranks
+    return visits[torch.arange(total) % max(1, len(visits))]
+
+
+def _whole(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{name} is {value!r}; allowed: a whole number >= {least}")
