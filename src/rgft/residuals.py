@@ -191,8 +191,9 @@ class Ledger:
         state["was_correct"][ids] = right
 
     def _read(self, name: str) -> Tensor:
+        """A copy, so that what a caller keeps does not change under them."""
         self.flush()
-        return self._state[name]
+        return self._state[name].clone()
 
     def kinds(self) -> Tensor:
         """What kind of sample each is, as positions in `KINDS`, int64 `[N]`. See `sample_kinds`."""
@@ -215,7 +216,7 @@ class Ledger:
         table["visits"] = self.visits.numpy()
         never = (self.judged == 0).numpy()
         for name in ("correct", "forgotten"):
-            table[name] = pd.array(self._read(name).numpy(), dtype="Int32")
+            table[name] = pd.array(self._state[name].numpy(), dtype="Int32")
             table.loc[never, name] = pd.NA
         codes = self.kinds().numpy()
         table["kind"] = pd.Categorical.from_codes(codes, categories=pd.Index(KINDS))

@@ -41,11 +41,11 @@ def sample_kinds(residual: Tensor, visits: Tensor, correct: Tensor, forgotten: T
     >>> [KINDS[k] for k in sample_kinds(residual, visits, correct, forgotten)]
     ['easy', 'easy', 'forgotten', 'easy', 'suspect', 'unseen']
     """
-    seen = visits > 0
+    residual, seen = residual.double(), visits > 0
     result = torch.zeros(len(residual), dtype=torch.int64)
     if not seen.any():
         return result
-    values = residual[seen].double()
+    values = residual[seen]
     mean = values.mean().clamp(max=values.max())  # the mean of equal values can round up
     lower, upper = np.quantile(values.numpy(), (0.25, 0.75))
     result[seen & (residual < mean)] = KINDS.index("easy")

@@ -29,7 +29,7 @@ def below_mean(residual: Tensor, skip: float) -> Tensor:
     """
     # the mean of equal values can round to more than the value
     mean = residual.mean().clamp(max=residual.max())
-    return torch.where(residual < mean, 1 - skip, 1.0).to(residual)
+    return 1 - skip * (residual < mean).to(residual)
 
 
 def proportional(residual: Tensor, skip: float, floor: float = FLOOR) -> Tensor:

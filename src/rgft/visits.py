@@ -18,8 +18,8 @@ from rgft.errors import InputError
 from rgft.residuals import Ledger
 from rgft.sampling import KeepRule, check_skip, find_rule, keep_probability, systematic, weights
 
-
 ROUNDING = 1e-9  # of a share of epochs
+SETTINGS = ("batch_size", "ranks", "seed")  # without which the rest of an epoch is another one
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,11 @@ class VisitSampler(Sampler[int]):
     divide by. What no one has seen is always visited, so the first epoch is a full one.
 
     Give it to a `DataLoader` as `sampler`, with the same `batch_size`. Each iteration is the next
-    epoch. The draw depends on seed, epoch and ledger alone. With several processes each takes its
-    share of one draw: all ledgers must be the same (see `Ledger.update`), shares are disjoint and
-    of equal length. Where the draw does not divide evenly the first visits are repeated, and the
-    weight of such a sample is halved, so that the sum stays unbiased.
+    epoch. The draw depends on seed, epoch and ledger alone, and is made when the epoch begins or is
+    first asked about. With several processes each takes every `ranks`-th visit of one draw: all
+    ledgers must be the same (see `Ledger.update`), shares are disjoint and of equal length. Where
+    the draw does not divide evenly its first visits are repeated, and the weight of such a sample
+    is shared out among its visits, so that the sum stays unbiased.
 
     Args:
         ledger: Residuals of the training samples.
@@ -58,8 +59,8 @@ class VisitSampler(Sampler[int]):
         epochs: Epochs of the run, which may be a fraction.
         skip: How much is skipped, in [0, 1): see `keep_probability`; 0 visits everything.
         rule: A name in `rgft.sampling.RULES`, or a function of residuals and skip.
-        full_pass: Share of the run at its end that visits everything, in [0, 1], rounded up to
-            whole epochs (Qin et al. 2024 take 0.125); 0 for none.
+        full_pass: Share of the run at its end, in [0, 1]; every epoch that reaches into it visits
+            everything (Qin et al. 2024 take 0.125). 0 for none.
         unbiased: Weights 1 / p; False for 1, which turns training towards hard samples.
         lengths: Length of each sample, `[N]`. Batches then hold samples of like length, because
             padding is compute.
@@ -117,10 +118,13 @@ class VisitSampler(Sampler[int]):
             )
         self.batch_size, self.skip, self.rule = batch_size, skip, rule
         self.unbiased, self.seed, self.rank, self.ranks = unbiased, seed, rank, ranks
-        self.full_from = math.ceil(epochs) - math.ceil(full_pass * epochs - ROUNDING)
+        end = epochs * (1 - full_pass)
+        self.full_from = math.floor(end + ROUNDING) if full_pass > 0 else math.inf
         self._ledger, self._bucket = ledger, bucket
+        self._size = len(ledger)
         self._lengths = None if lengths is None else torch.as_tensor(lengths).cpu()
-        self._epoch, self._begun, self._start = 0, False, 0
+        self._epoch, self._begun = 0, False
+        self._position = 0  # visits of this process in this epoch that were handed out
         self._draw: Draw | None = None
 
     @property
@@ -144,62 +148,82 @@ class VisitSampler(Sampler[int]):
         return len(self._current().visits)
 
     def __len__(self) -> int:
-        """Visits of this process in the epoch."""
+        """Visits of this process in the whole epoch, also when only its rest is iterated."""
         return self.visits // self.ranks
 
     def __iter__(self) -> Iterator[int]:
         if self._begun:
             self.set_epoch(self._epoch + 1)
-        mine = self._current().visits[self.rank :: self.ranks]
         self._refuse_different_draws()
-        start, self._start, self._begun = self._start, 0, True
-        return iter(mine[start:].tolist())
+        self._begun = True
+        return self._rest()
+
+    def _rest(self) -> Iterator[int]:
+        epoch, mine = self._epoch, self._current().visits[self.rank :: self.ranks]
+        for sample in mine[self._position :].tolist():
+            if self._epoch == epoch:  # an iterator left over from another epoch counts no more
+                self._position += 1
+            yield sample
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the next to be iterated; one that is drawn already keeps its draw."""
+        """Make `epoch` the next to be iterated; one that is drawn already keeps its draw.
+
+        It begins anew, unless `load_state_dict` has just restored a place in it.
+        """
         _whole("epoch", epoch, 0)
         if epoch != self._epoch:
-            self._epoch, self._start, self._draw = epoch, 0, None
+            self._epoch, self._draw = epoch, None
+            self._position = 0
+        elif self._begun:
+            self._position = 0
         self._begun = False
 
     def state_dict(self, position: int | None = None) -> dict[str, Any]:
         """Where training is (loads with `weights_only=True`). The ledger has a state of its own.
 
         Args:
-            position: Visits of this process that have been trained on in the running epoch; only
-                the loop knows it, because a `DataLoader` fetches ahead. 0 where the loop skips
-                them itself, as the Trainer does. None between two epochs.
+            position: Visits of this process in this epoch that have been trained on. None for as
+                many as were handed out; that is more where a `DataLoader` with workers fetches
+                ahead, so give it there. 0 where the loop skips them itself, as the Trainer does.
+
+        Raises:
+            InputError: The epoch has not that many visits.
         """
-        shape = {"batch_size": self.batch_size, "ranks": self.ranks}
-        if position is None:
-            return {**shape, "epoch": self._epoch + self._begun, "position": 0}
-        _whole("position", position, 0)
-        if position > len(self):
-            raise InputError(f"position is {position}; the epoch has {len(self)} visits a process")
-        draw = self._current()
+        settings = {name: getattr(self, name) for name in SETTINGS} | {"samples": self._size}
+        done = self._position if position is None else position
+        _whole("position", done, 0)
+        if self._draw is None:
+            if done > 0:
+                raise InputError(f"position is {done}, but epoch {self._epoch} has not begun")
+            return {**settings, "epoch": self._epoch, "position": 0}
+        if done > len(self):
+            raise InputError(f"position is {done}; allowed: 0 to {len(self)}, visits of a process")
+        if self._begun and done == len(self):
+            return {**settings, "epoch": self._epoch + 1, "position": 0}
         return {
-            **shape,
+            **settings,
             "epoch": self._epoch,
-            "position": position,
-            "visits": draw.visits.to(torch.int32),
-            "weights": draw.weights.clone(),
-            "expected": draw.expected,
+            "position": done,
+            "visits": self._draw.visits.to(torch.int32),
+            "weights": self._draw.weights.clone(),
+            "expected": self._draw.expected,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was taken: the next iteration is the rest of that epoch.
 
         Raises:
-            InputError: It is of other batches or another number of processes.
+            InputError: It is of other data, batches, seed or number of processes.
         """
-        for name in ("batch_size", "ranks"):
-            if state[name] != getattr(self, name):
+        mine = {name: getattr(self, name) for name in SETTINGS} | {"samples": self._size}
+        for name, value in mine.items():
+            if state[name] != value:
                 raise InputError(
-                    f"the saved visits were drawn with {name} {state[name]}, not "
-                    f"{getattr(self, name)}; resume with the same, or start anew"
+                    f"the saved visits were drawn with {name} {state[name]}, not {value}; resume "
+                    "with the same, or start anew"
                 )
-        self._epoch, self._start, self._begun = int(state["epoch"]), int(state["position"]), False
-        self._draw = None
+        self._epoch, self._position = int(state["epoch"]), int(state["position"])
+        self._begun, self._draw = False, None
         if "visits" in state:
             visits, kept = state["visits"].to("cpu", torch.int64), state["weights"].cpu().clone()
             self._draw = Draw(visits, kept, float(state["expected"]))
@@ -232,9 +256,9 @@ class VisitSampler(Sampler[int]):
         if self.ranks == 1 or not (dist.is_available() and dist.is_initialized()):
             return
         draw = self._current()
-        mine = (self._epoch, self._start, draw.visits.tolist(), draw.weights.tolist())
-        sums: list[int | None] = [None] * dist.get_world_size()
-        dist.all_gather_object(sums, zlib.crc32(repr(mine).encode()))
+        mine = zlib.crc32(draw.visits.numpy().tobytes() + draw.weights.numpy().tobytes())
+        sums: list[tuple[int, ...] | None] = [None] * dist.get_world_size()
+        dist.all_gather_object(sums, (self._epoch, self._position, mine))
         if len(set(sums)) > 1:
             raise InputError(
                 "the processes drew different visits; give every ledger the losses of all "
