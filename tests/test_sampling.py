@@ -112,6 +112,13 @@ def test_below_mean_is_its_formula(values: list[float], skip: float) -> None:
     assert max(found) == 1.0  # something is at the mean or above, rounding or not
 
 
+@pytest.mark.parametrize(("count", "value"), [(3, 0.1), (3, 0.2), (7, 0.7), (9, 0.3)])
+def test_equal_residuals_are_all_kept_though_their_mean_rounds_up(count: int, value: float) -> None:
+    residual = torch.full((count,), value, dtype=torch.float64)
+    assert residual.mean() >= value
+    assert below_mean(residual, 0.5).tolist() == [1.0] * count
+
+
 @exact
 @given(residual_lists, skips, st.floats(0.05, 1))
 def test_proportional_has_its_mean_and_its_bounds(

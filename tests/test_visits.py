@@ -122,6 +122,7 @@ def test_the_first_epoch_is_full_because_nothing_is_seen() -> None:
         (8, 0.125, [False] * 7 + [True]),
         (8, 0.13, [False] * 6 + [True] * 2),
         (10, 0.3, [False] * 7 + [True] * 3),
+        (5, 0.8, [False] + [True] * 4),  # 5 x (1 - 0.8) rounds to less than 1
         (2.5, 0.125, [False, False, True]),
         (2.1, 0.125, [False, True, True]),
         (2.5, 0, [False, False, False]),
@@ -261,6 +262,15 @@ def test_a_loop_that_skips_by_itself_gets_the_whole_epoch_again() -> None:
     restored.set_epoch(1)
     assert list(restored) == begun + rest
     assert len(list(restored)) == len(list(sampler))
+
+
+def test_a_restored_place_outlasts_setting_its_epoch() -> None:
+    sampler = sampler_of(large())
+    first = list(sampler)
+    restored = sampler_of(large())
+    restored.load_state_dict(stored(sampler.state_dict(position=8)))
+    restored.set_epoch(0)
+    assert list(restored) == first[8:]
 
 
 def test_an_epoch_set_again_begins_anew() -> None:
