@@ -1,4 +1,4 @@
-"""The way of the gradient through a model: autograd's graph of one forward pass, as plain numbers."""
+"""The way of the gradient through a model: autograd's graph of a forward pass, in numbers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten
+from torch.utils._pytree import tree_flatten, tree_map_only
 
 Forward = Callable[[nn.Module], Any]
+Names = Mapping[int, str]
 _SUM = "AddBackward0"
 
 
@@ -65,13 +66,18 @@ class GradientGraph:
         return seen
 
 
-def gradient_graph(model: nn.Module, forward: Forward) -> GradientGraph:
+def gradient_graph(model: nn.Module, forward: Forward, names: Names) -> GradientGraph:
     """The graph of `forward(twin)`, all parameters requiring a gradient.
 
     The twin shares the weights of the model, has no hooks and is in evaluation mode, so that
     neither the model, its buffers nor the random state change.
+
+    Args:
+        model: Without wrappers.
+        forward: Runs the twin and returns its output or the loss.
+        names: Of the parameters, by id.
     """
-    twin, names = _twin(model)
+    twin, names = _twin(model, names)
     returned: list[tuple[str, Any]] = []
     for path, module in twin.named_modules():
         if path:
@@ -80,10 +86,10 @@ def gradient_graph(model: nn.Module, forward: Forward) -> GradientGraph:
 
 
 def parameters_with_gradient(
-    model: nn.Module, forward: Forward, detached: Collection[str]
+    model: nn.Module, forward: Forward, names: Names, detached: Collection[str]
 ) -> frozenset[str]:
     """Parameters that get a gradient in `forward(twin)` if some modules detach what they return."""
-    twin, names = _twin(model)
+    twin, names = _twin(model, names)
     for path in detached:
         twin.get_submodule(path).register_forward_hook(lambda _, __, output: detach(output))
     return _numbered(_results(forward, twin), names, []).with_gradient()
@@ -107,21 +113,32 @@ def detach(output: Any) -> Any:
     return type(output)([first.detach(), *output[1:]])
 
 
-def _twin(model: nn.Module) -> tuple[nn.Module, dict[int, str]]:
-    """A copy that shares the weights, and the names of its parameters by id."""
+def _twin(model: nn.Module, names: Names) -> tuple[nn.Module, Names]:
+    """A copy that shares the weights, and the names of its own parameters."""
     memo: dict[int, Any] = {}
-    names: dict[int, str] = {}
-    for name, parameter in model.named_parameters():
+    own_names: dict[int, str] = {}
+    for parameter in model.parameters():
         # quantised weights have no gradient, and classes of their own
         floating = parameter.is_floating_point()
         own = nn.Parameter(parameter.detach()) if floating else parameter
         memo[id(parameter)] = own
-        names[id(own)] = name
+        own_names[id(own)] = names[id(parameter)]
     twin = copy.deepcopy(model, memo).eval()
     for module in twin.modules():
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    return twin, names
+    twin.register_forward_pre_hook(_differentiable, with_kwargs=True)
+    return twin, own_names
+
+
+def _differentiable(module: nn.Module, args: Any, kwargs: Any) -> Any:
+    """Inputs with a gradient: the lowest skip connection may start at them."""
+    del module
+
+    def required(tensor: Tensor) -> Tensor:
+        return tensor.detach().requires_grad_() if tensor.is_floating_point() else tensor
+
+    return tree_map_only(Tensor, required, (args, kwargs))
 
 
 def _noting(path: str, returned: list[tuple[str, Any]]) -> Callable[..., None]:
@@ -148,9 +165,7 @@ def _results(forward: Forward, twin: nn.Module) -> list[Any]:
     return [t.grad_fn for t in tensors if isinstance(t, Tensor) and t.grad_fn is not None]
 
 
-def _numbered(
-    results: list[Any], names: dict[int, str], returned: list[tuple[str, Any]]
-) -> GradientGraph:
+def _numbered(results: list[Any], names: Names, returned: list[tuple[str, Any]]) -> GradientGraph:
     """The graph under some results; what modules returned outside of it has the number -1."""
     number: dict[Any, int] = {}
     order: list[tuple[Any, list[Any]]] = []

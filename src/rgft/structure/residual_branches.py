@@ -8,8 +8,9 @@ branch; what has no gradient once it is detached, as autograd itself says, belon
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -105,23 +106,23 @@ def residual_branches(
         (('layers.0.dropout1',), ('layers.0.dropout2',))
     """
     core = unwrapped(model)
-    graph = gradient_graph(core, forward)
-    owners = _owners(model, core, components)
-    wide = {name for name, p in core.named_parameters() if p.ndim > 1}
-    trusted = _trusted(core, forward, graph, _ends(graph))
-    exclusive = {module: _lost(graph, [module]) for module in trusted}
+    names = {id(p): name for name, p in model.named_parameters()}
+    wide = {name for name, p in model.named_parameters() if p.ndim > 1}
+    owners = {
+        piece.parameter: component.name
+        for component in components
+        for piece in component.slices
+        if piece.dim is None
+    }
+    graph = gradient_graph(core, forward, names)
+    measured = partial(parameters_with_gradient, core, forward, names)
+    survey = _Survey(graph, frozenset(wide), owners, _trusted(graph, _ends(graph), measured))
     modules: dict[str, tuple[str, ...]] = {}
     missing: dict[str, str] = {}
     for component in components:
         own = frozenset(name for name, owner in owners.items() if owner == component.name)
-        found = _outermost(
-            {
-                module: held
-                for module, held in exclusive.items()
-                if held & own & wide and held & wide <= own
-            }
-        )
-        problem = _problem(graph, own, wide, found, exclusive, owners)
+        found = survey.branches(own)
+        problem = survey.problem(own, found)
         if problem:
             missing[component.name] = problem
         else:
@@ -129,52 +130,87 @@ def residual_branches(
     return ResidualBranches(modules, missing, graph)
 
 
-def _owners(model: nn.Module, core: nn.Module, components: Sequence[Component]) -> dict[str, str]:
-    """Component of each parameter of the model without wrappers; of slices, of none."""
-    names = {id(p): name for name, p in core.named_parameters()}
-    held = {name: names.get(id(p)) for name, p in model.named_parameters()}
-    owners: dict[str, str] = {}
-    for component in components:
-        for piece in component.slices:
-            name = held[piece.parameter]
-            if name is not None and piece.dim is None:
-                owners[name] = component.name
-    return owners
+class _Survey:
+    """Which branches make up a component, and what is wrong with it if they do not."""
+
+    def __init__(
+        self,
+        graph: GradientGraph,
+        matrices: frozenset[str],
+        owners: Mapping[str, str],
+        ends: Mapping[str, set[int]],
+    ) -> None:
+        reached = graph.with_gradient()
+        self._graph = graph
+        self._reached = reached
+        self._matrices = matrices & reached
+        self._owners = owners
+        self._ends = ends
+        self._exclusive = {module: reached - _kept(graph, [module]) for module in ends}
+
+    def branches(self, own: frozenset[str]) -> list[str]:
+        """The outermost branches that hold matrices of `own` and of nothing else."""
+        inside = {
+            module: held
+            for module, held in self._exclusive.items()
+            if held & own & self._matrices and held & self._matrices <= own
+        }
+        return [m for m, held in inside.items() if not any(held < o for o in inside.values())]
+
+    def problem(self, own: frozenset[str], found: Sequence[str]) -> str | None:
+        """Why a component cannot be bypassed, or None if it can."""
+        if not own:
+            return "it is made of parts of matrices"
+        if not own & self._reached:
+            return "the loss of the example does not depend on it"
+        inside = frozenset[str]().union(*map(self._inside, found))
+        outside = sorted(own & self._matrices - inside)
+        if found and not outside:
+            return None
+        for held in self._exclusive.values():
+            others = (held & self._matrices) - own
+            if held & own and others:
+                return f"its residual branch also holds {self._owners.get(min(others), 'others')!r}"
+        return f"no skip connection leads around {(outside or [min(own)])[0]!r}"
+
+    def _inside(self, module: str) -> frozenset[str]:
+        """Parameters between the start of a skip connection and the end of the branch."""
+        returned = [i for path, i in self._graph.returned if path == module]
+        return self._graph.parameters_below(returned, without=self._ends[module])
 
 
-def _ends(graph: GradientGraph) -> list[str]:
-    """The modules that end residual branches, in order of return.
+def _ends(graph: GradientGraph) -> dict[str, set[int]]:
+    """The modules that end residual branches, in order of return, and where their skips start.
 
     Of the modules on the last way to the sum the one that returns least often is taken, so that a
     dropout that several branches share is passed over; then the nearest to the sum.
     """
-    terms = [list(_last_way(graph, term, skip)) for term, skip in _residual_terms(graph)]
-    allowed = {operation for way in terms for operation in way}
+    ways = [(start, list(_last_way(graph, term, start))) for term, start in _residual_terms(graph)]
+    allowed = {operation for _, way in ways for operation in way}
+    outside = {path for path, operation in graph.returned if operation not in allowed}
+    calls = Counter(path for path, _ in graph.returned)
     returning: dict[int, list[str]] = {}
-    calls: Counter[str] = Counter()
-    outside: set[str] = set()
-    for path, operation in graph.returned:
-        calls[path] += 1
+    for path, operation in reversed(graph.returned):
         returning.setdefault(operation, []).append(path)
-        if operation not in allowed:
-            outside.add(path)
-    ends = set()
-    for way in terms:
-        paths = [path for operation in way for path in reversed(returning.get(operation, []))]
+    found: dict[str, set[int]] = {}
+    for start, way in ways:
+        paths = [path for operation in way for path in returning.get(operation, [])]
         fit = [path for path in paths if path not in outside]
         if fit:
-            ends.add(min(fit, key=lambda path: calls[path]))
-    return list(dict.fromkeys(path for path, _ in graph.returned if path in ends))
+            found.setdefault(min(fit, key=lambda path: calls[path]), set()).add(start)
+    return {path: found[path] for path, _ in graph.returned if path in found}
 
 
 def _residual_terms(graph: GradientGraph) -> Iterator[tuple[int, int]]:
-    """Each (term of a sum that is computed from another term, the other operand of the sum)."""
+    """Each term of a sum that is computed from another term, and where it parts from that one."""
     for operation in graph.sums:
         left, right = graph.inputs[operation]
         for branch, skip in ((left, right), (right, left)):
             for term in _summands(graph, branch):
-                if any(graph.depends(term, s) for s in _skip_ways(graph, skip)):
-                    yield term, skip
+                starts = (s for s in _skip_ways(graph, skip) if graph.depends(term, s))
+                start = next(starts, None)
+                if start is not None:
+                    yield term, start
 
 
 def _summands(graph: GradientGraph, operation: int) -> Iterator[int]:
@@ -200,10 +236,10 @@ def _skip_ways(graph: GradientGraph, operation: int) -> Iterator[int]:
             seen.update(inputs)
 
 
-def _last_way(graph: GradientGraph, term: int, skip: int) -> Iterator[int]:
+def _last_way(graph: GradientGraph, term: int, start: int) -> Iterator[int]:
     """From the sum back into the branch, as long as there is one way only."""
     operation = term
-    while not graph.depends(skip, operation):
+    while not graph.depends(start, operation):
         yield operation
         if len(graph.inputs[operation]) != 1:
             return
@@ -211,57 +247,19 @@ def _last_way(graph: GradientGraph, term: int, skip: int) -> Iterator[int]:
 
 
 def _trusted(
-    core: nn.Module, forward: Forward, graph: GradientGraph, ends: list[str]
-) -> list[str]:
-    """The modules whose detaching does to autograd's graph what the numbers say."""
-    if parameters_with_gradient(core, forward, ends) == _kept(graph, ends):
+    graph: GradientGraph,
+    ends: dict[str, set[int]],
+    measured: Callable[[Collection[str]], frozenset[str]],
+) -> dict[str, set[int]]:
+    """The ends whose detaching does to autograd's graph what the numbers say."""
+    if measured(ends) == _kept(graph, ends):
         return ends
-    return [
-        end for end in ends if parameters_with_gradient(core, forward, [end]) == _kept(graph, [end])
-    ]
+    fit = (end for end in ends if measured([end]) == _kept(graph, [end]))
+    return {end: ends[end] for end in fit}
 
 
 def _kept(graph: GradientGraph, modules: Collection[str]) -> frozenset[str]:
     return graph.with_gradient({i for path, i in graph.returned if path in modules})
-
-
-def _lost(graph: GradientGraph, modules: Collection[str]) -> frozenset[str]:
-    return graph.with_gradient() - _kept(graph, modules)
-
-
-def _outermost(branches: Mapping[str, frozenset[str]]) -> dict[str, frozenset[str]]:
-    """Branches that lie in no other one."""
-    return {
-        module: held
-        for module, held in branches.items()
-        if not any(held < other for other in branches.values())
-    }
-
-
-def _problem(  # noqa: PLR0913 - what is known of a component
-    graph: GradientGraph,
-    own: frozenset[str],
-    wide: Collection[str],
-    found: Mapping[str, frozenset[str]],
-    exclusive: Mapping[str, frozenset[str]],
-    owners: Mapping[str, str],
-) -> str | None:
-    """Why a component cannot be bypassed, or None if it can."""
-    matrices = own & graph.with_gradient() & frozenset(wide)
-    if not own:
-        return "it is made of parts of matrices"
-    if not own & graph.with_gradient():
-        return "the loss of the example does not depend on it"
-    within = graph.parameters_below([i for path, i in graph.returned if path in found])
-    rest = sorted(matrices - within)
-    if found and not rest:
-        return None
-    for held in exclusive.values():
-        others = sorted({owners.get(name, name) for name in (held & frozenset(wide)) - own})
-        if held & own and others:
-            return f"its residual branch also holds {others[0]!r}"
-    lead = rest[0] if rest else min(own)
-    return f"no skip connection leads around {lead!r}"
 
 
 def _choice(names: Collection[str]) -> str:
