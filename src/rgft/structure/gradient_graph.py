@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,10 +124,10 @@ def _twin(model: nn.Module, names: Names) -> tuple[nn.Module, Names]:
         own = nn.Parameter(parameter.detach()) if floating else parameter
         memo[id(parameter)] = own
         own_names[id(own)] = names[id(parameter)]
+    for module in model.modules():  # hooks are not even copied: they may hold an optimizer
+        hooks = (value for key, value in vars(module).items() if "_hooks" in key)
+        memo.update((id(value), OrderedDict()) for value in hooks if isinstance(value, OrderedDict))
     twin = copy.deepcopy(model, memo).eval()
-    for module in twin.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
     twin.register_forward_pre_hook(_differentiable, with_kwargs=True)
     return twin, own_names
 
