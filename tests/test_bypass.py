@@ -342,10 +342,9 @@ class Parallel(SharedDropout):
 def test_modules_of_several_branches_are_passed_over(block: type[nn.Module]) -> None:
     model = nn.Sequential(nn.Linear(4, 6), block(), block(), nn.Linear(6, 2)).double()
     batch = {"input": stack_batch()["x"]}
-    branches = branches_of(model, batch)
-    assert branches.modules["1.attention"] == ("1.attn",)
-    assert branches.modules["1.feed_forward"] == ("1.mlp",)
-    Bypass(model, branches).set(["1.attention"])
+    branches = branches_of(model, batch, r"(\d)\.(attn|mlp)")
+    assert branches.modules == {f"{i}.{p}": (f"{i}.{p}",) for i in (1, 2) for p in ("attn", "mlp")}
+    Bypass(model, branches).set(["1.attn"])
     actual = gradients(model, batch)
     assert_same(actual, gradients(held_constant(model, ["1.attn"]), batch))
     assert actual["1.mlp.0.weight"] is not None and actual["1.attn.0.weight"] is None
@@ -434,7 +433,7 @@ def test_under_gradient_checkpointing() -> None:
     model, batch, bypass = bert()
     bypass.set([LAYERS[1]])
     expected = gradients(model, batch)
-    model.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
+    model.activation_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
     assert_same(gradients(model, batch), expected)
 
 
@@ -470,7 +469,7 @@ def test_cross_attention_may_be_all_that_leads_to_the_encoder() -> None:
         ("mlp", "layer", "2", "no skip connection leads around '2.weight'"),
         ("bert", "layer", "embeddings", "no skip connection leads around"),
         ("gpt2", "block", "transformer.h.0.norm", "also holds 'transformer.h.0.attention'"),
-        ("bert", "head", "bert.encoder.layer.0.attention.head_0", "parts of matrices"),
+        ("bert", "head", "bert.encoder.layer.0.attention.head.0", "parts of matrices"),
         ("bert", "layer", "bert.encoder.layer.7", "the model has none of that name"),
     ],
 )
