@@ -1,12 +1,14 @@
 """How well gradients under a bypass agree with exact ones, on MiniLM and TREC.
 
-Every choice of one, two or three of the six layers is bypassed in turn, before training and after
-some steps of it; what is bypassed is frozen, all else trains. The cosine to the exact gradient over
+Every choice of one, two or three of the six layers (or of their attentions, or feed-forwards) is
+bypassed in turn, before training and after some steps of it; what is bypassed is frozen, all else
+trains. The cosine to the exact gradient over
 the same rows and dropout is kept for each component, and the share of the backward FLOPs. For
 scale, the same cosine between two exact gradients over different rows, and under other dropout on
 the same rows.
 
     python benchmarks/bypass.py --record benchmarks/records/bypass.json
+    python benchmarks/bypass.py --kind attention --most 1
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ Batch = dict[str, Tensor]
 Row = dict[str, Any]
 ROWS = 32
 PREFIX = "encoder.layer."
+KINDS = ("layer", "attention", "feed_forward")
 
 
 def loss_of(model: nn.Module, batch: Batch) -> Tensor:
@@ -78,11 +81,12 @@ def choices(layers: Sequence[str], most: int) -> Iterator[tuple[str, ...]]:
         yield from itertools.combinations(layers, count)
 
 
-def measure(model: nn.Module, batches: Sequence[Batch], most: int) -> list[Row]:
-    """One row for each choice of layers."""
-    components = rgft.partition(model, "layer")
+def measure(model: nn.Module, batches: Sequence[Batch], kind: str, most: int) -> list[Row]:
+    """One row for each choice of components of a kind."""
+    granularity = "layer" if kind == "layer" else "block"
+    components = rgft.partition(model, granularity)
     branches = rgft.residual_branches(model, components, lambda m: m(**batches[0]))
-    layers = [c.name for c in components if c.kind == "layer"]
+    layers = [c.name for c in components if c.kind == kind]
     frozen = {c.name: [s.parameter for s in c.slices] for c in components}
     full = backward_flops(model, batches[0])
     rows = []
@@ -92,7 +96,7 @@ def measure(model: nn.Module, batches: Sequence[Batch], most: int) -> list[Row]:
         try:
             for parameter in held:
                 parameter.requires_grad_(False)
-            agreement = rgft.gradient_agreement(model, loss_of, batches, chosen)
+            agreement = rgft.gradient_agreement(model, loss_of, batches, chosen, granularity)
             bypass.set(chosen)
             share = backward_flops(model, batches[0]) / full
         finally:
@@ -151,7 +155,7 @@ def table(rows: Sequence[Row], layers: int) -> str:
 
 
 def trained_layers(row: Row) -> float:
-    """Mean cosine of the layers that train: frozen ones are not compared."""
+    """Mean cosine of the layers, or blocks, that train: frozen ones are not compared."""
     return statistics.mean(c for name, c in row["by_component"].items() if PREFIX in name)
 
 
@@ -166,7 +170,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=100, help="of training before the second look")
     parser.add_argument("--batches", type=int, default=4, help="of 32 rows, for each gradient")
-    parser.add_argument("--most", type=int, default=3, help="layers bypassed at once")
+    parser.add_argument("--kind", choices=KINDS, default="layer", help="what is bypassed")
+    parser.add_argument("--most", type=int, default=3, help="of it bypassed at once")
     parser.add_argument("--record", type=Path, help="write the results to this file, as JSON")
     given = parser.parse_args()
     torch.manual_seed(0)
@@ -177,7 +182,7 @@ def main() -> None:
         train(model, batches, steps)
         rows, others = (list(itertools.islice(batches, given.batches)) for _ in range(2))
         reference = noise(model, rows, others)
-        measured = measure(model, rows, given.most)
+        measured = measure(model, rows, given.kind, given.most)
         looks.append({"steps": steps, "noise": reference, "rows": measured})
         print(f"after {steps} steps; exact gradients: {reference}")
         print(table(measured, model.config.num_hidden_layers), flush=True)

@@ -465,9 +465,14 @@ def test_cross_attention_may_be_all_that_leads_to_the_encoder() -> None:
 @pytest.mark.parametrize(
     ("name", "granularity", "component", "reason"),
     [
-        ("resnet", "layer", "layer2.0", "no skip connection leads around 'layer2.0.conv1.weight'"),
-        ("mlp", "layer", "2", "no skip connection leads around '2.weight'"),
-        ("bert", "layer", "embeddings", "no skip connection leads around"),
+        (
+            "resnet",
+            "layer",
+            "layer2.0",
+            "returns a residual branch with 'layer2.0.conv1.weight' in it",
+        ),
+        ("mlp", "layer", "2", "no module returns a residual branch with '2.weight' in it"),
+        ("bert", "layer", "embeddings", "no module returns a residual branch with"),
         ("gpt2", "block", "transformer.h.0.norm", "also holds 'transformer.h.0.attention'"),
         ("bert", "head", "bert.encoder.layer.0.attention.head.0", "parts of matrices"),
         ("bert", "layer", "bert.encoder.layer.7", "the model has none of that name"),
@@ -494,3 +499,31 @@ def test_what_the_example_does_not_use_is_named() -> None:
     model.spare = nn.Linear(3, 3)  # type: ignore[assignment]
     branches = branches_of(model, stack_batch(), "parameter")
     assert branches.missing["spare.weight"] == "the loss of the example does not depend on it"
+
+
+class Aside(nn.Linear):
+    """Leaves its result in an attribute, where no hook gets to it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.result = super().forward(x)
+        return self.result
+
+
+class Whispering(PreNorm):
+    """Adds what its attention left aside, not what it returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attn = Aside(6, 6)  # type: ignore[assignment]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.attn(self.norm1(x))
+        x = x + self.attn.result
+        return x + self.mlp(self.norm2(x))
+
+
+def test_what_detaching_does_not_stop_is_not_trusted() -> None:
+    model = Stack(Whispering).double()
+    branches = branches_of(model, stack_batch(), r"\d\.(?:attn|mlp)")
+    assert branches.modules == {f"{i}.mlp": (f"layers.{i}.mlp",) for i in range(3)}
+    assert branches.missing.keys() >= {f"{i}.attn" for i in range(3)}

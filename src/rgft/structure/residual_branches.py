@@ -171,7 +171,7 @@ class _Survey:
             others = (held & self._matrices) - own
             if held & own and others:
                 return f"its residual branch also holds {self._owners.get(min(others), 'others')!r}"
-        return f"no skip connection leads around {(outside or [min(own)])[0]!r}"
+        return f"no module returns a residual branch with {(outside or [min(own)])[0]!r} in it"
 
     def _inside(self, module: str) -> frozenset[str]:
         """Parameters between the start of a skip connection and the end of the branch."""
