@@ -95,6 +95,7 @@ def test_a_gradient_of_zero_has_no_direction() -> None:
     ("case", "message"),
     [
         ("evaluation", "the model is in evaluation mode"),
+        ("bypassed", "the model is bypassed, so no gradient of it is exact"),
         ("no batch", "there are no batches"),
         ("nothing trains", "no parameter that requires a gradient gets one under this bypass"),
         ("no such layer", "component 'layer.9' cannot be bypassed"),
@@ -105,6 +106,9 @@ def test_what_cannot_be_compared_is_said(case: str, message: str) -> None:
     bypassed = ["layer.9"] if case == "no such layer" else LAYERS[:1]
     if case == "evaluation":
         model.eval()
+    if case == "bypassed":
+        branches = residual_branches(model, partition(model, "layer"), lambda m: m(**batches[0]))
+        Bypass(model, branches).set(LAYERS[1:])
     if case == "nothing trains":
         model.requires_grad_(False)
         model.bert.encoder.layer[0].attention.self.requires_grad_(True)  # type: ignore[union-attr,index]

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import tiny
 from families import BATCHES, FAMILIES, with_lora
 from flops import counted_flops, result
-from rgft import Bypass, InputError, ResidualBranches, partition, residual_branches
+from rgft import Bypass, CostModel, InputError, ResidualBranches, partition, residual_branches
 from rgft.components import Component
 
 Gradients = dict[str, Tensor | None]
@@ -225,6 +225,28 @@ def test_backward_costs_less(name: str) -> None:
     assert bypassed < frozen < full
 
 
+@pytest.mark.parametrize("name", ["bert", "albert", "gpt2", "t5", "resnet"])
+def test_costs_what_the_cost_model_says(name: str) -> None:
+    model, batch = family(name), batch_of(name)
+    graph = CostModel(model).graph(**batch)
+    parameters = dict(model.named_parameters())
+    for granularity in granularities(name):
+        components, branches = found_in(name, model, granularity)
+        bypass = Bypass(model, branches)
+        for chosen in [*([c] for c in branches.modules), list(branches.modules)]:
+            bypass.set(chosen)
+            held = {s.parameter for c in components if c.name in chosen for s in c.slices}
+            trained = parameters.keys() - held
+            for names in (trained, parameters.keys()):  # a bypassed branch costs nothing either way
+                for parameter, weight in parameters.items():
+                    weight.requires_grad_(parameter in names)
+                model.zero_grad(set_to_none=True)
+                cost = graph.cost(names, detached=branches.of(chosen))
+                assert (cost.forward, cost.backward) == counted_flops(model, batch)
+            assert cost.backward < graph.cost(parameters).backward
+        bypass.close()
+
+
 # -- against blocks with `.detach()` in the code -------------------------------------------------
 
 
@@ -427,6 +449,27 @@ def test_copies_are_bypassed_on_their_own(copied: Callable[[nn.Module], nn.Modul
     model.eval()  # the mode of the copy counts
     assert gradients(twin, batch)["bert.encoder.layer.1.output.dense.weight"] is None
     twin.load_state_dict(model.state_dict())
+
+
+# dynamo looks at the gradients of what goes into a compiled layer
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("way", ["wrapper", "in place", "layers"])
+def test_compiled_code_follows(way: str) -> None:
+    """By default it ignores hooks that come later, and layers share what was compiled for one."""
+    torch._dynamo.reset()
+    model, batch, bypass = bert()
+    layers = list(model.bert.encoder.layer)  # type: ignore[union-attr, arg-type]
+    run = torch.compile(model, backend="eager") if way == "wrapper" else model
+    for module in {"wrapper": [], "in place": [model], "layers": layers}[way]:
+        module.compile(backend="eager")
+    with torch._dynamo.config.patch(skip_nnmodule_hook_guards=True):
+        for chosen in ([], [1], [], [0, 2], [1]):
+            bypass.set(LAYERS[i] for i in chosen)
+            model.zero_grad(set_to_none=True)
+            run(**batch).loss.backward()
+            weights = [layer.output.dense.weight for layer in layers]
+            assert [i for i, weight in enumerate(weights) if weight.grad is None] == chosen
+    torch._dynamo.reset()
 
 
 def test_under_gradient_checkpointing() -> None:

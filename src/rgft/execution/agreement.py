@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rgft.components import Component, partition
 from rgft.errors import InputError
-from rgft.execution.bypass import Bypass
+from rgft.execution.bypass import Bypass, is_bypassed
 from rgft.granularities import Granularity
 from rgft.structure.residual_branches import residual_branches
 
@@ -51,7 +51,7 @@ def gradient_agreement(
     gradients and buffers of the model are left as they are.
 
     Args:
-        model: In training mode.
+        model: In training mode, with nothing bypassed.
         loss: Scalar loss of a batch, `lambda model, batch: model(**batch).loss`.
         batches: At least one.
         bypassed: Components to bypass.
@@ -62,10 +62,12 @@ def gradient_agreement(
 
     Raises:
         InputError: A component cannot be bypassed, there is no batch, the model is in evaluation
-            mode, or nothing trains under the bypass.
+            mode or bypassed already, or nothing trains under the bypass.
     """
     if not model.training:
         raise InputError("the model is in evaluation mode, where nothing is bypassed: call train()")
+    if is_bypassed(model):
+        raise InputError("the model is bypassed, so no gradient of it is exact: close() that first")
     if not batches:
         raise InputError("there are no batches to compare gradients on: give at least one")
     components = partition(model, granularity)

@@ -31,6 +31,10 @@ class Bypass:
     set it between steps, not between a forward pass and its backward. Nothing of it is in the
     state of the model; a copy of the model is bypassed as the model was when it was copied.
 
+    Compiled code is compiled again for each new set: PyTorch is told to look at hooks
+    (`torch._dynamo.config.skip_nnmodule_hook_guards`), which by default it does not, and the first
+    `set` drops what was compiled before.
+
     Args:
         model: The model that trains, wrapped or not.
         branches: Its branches, from `residual_branches`.
@@ -72,6 +76,8 @@ class Bypass:
         names = tuple(dict.fromkeys(components))
         modules = self.branches.of(names)
         self.close()
+        if modules:
+            _have_compiled_code_look_at_hooks()
         self._components = names
         hook = _Detaching(self._model)
         self._handles = [
@@ -84,6 +90,21 @@ class Bypass:
             handle.remove()
         self._handles = []
         self._components = ()
+
+
+def is_bypassed(model: nn.Module) -> bool:
+    """Whether some branch of the model is bypassed at present."""
+    hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
+    return any(isinstance(hook, _Detaching) for hook in hooks)
+
+
+def _have_compiled_code_look_at_hooks() -> None:
+    """Else a graph that was compiled without the hook goes on running, and nothing is bypassed."""
+    from torch._dynamo import config  # noqa: PLC0415 - seconds to import
+
+    if config.skip_nnmodule_hook_guards:
+        config.skip_nnmodule_hook_guards = False
+        torch.compiler.reset()
 
 
 @dataclass(frozen=True, slots=True)
