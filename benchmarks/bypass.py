@@ -2,13 +2,13 @@
 
 Every choice of one, two or three of the six layers (or of their attentions, or feed-forwards) is
 bypassed in turn, before training and after some steps of it; what is bypassed is frozen, all else
-trains. The cosine to the exact gradient over
-the same rows and dropout is kept for each component, and the share of the backward FLOPs. For
-scale, the same cosine between two exact gradients over different rows, and under other dropout on
-the same rows.
+trains. The cosine to the exact gradient over the same rows and dropout is kept for each component,
+and the share of the backward FLOPs. For scale, the same cosine between two exact gradients over
+different rows, and under other dropout on the same rows.
 
     python benchmarks/bypass.py --record benchmarks/records/bypass.json
     python benchmarks/bypass.py --kind attention --most 1
+    python benchmarks/bypass.py --show benchmarks/records/bypass.json  # as in docs/bypass.md
 """
 
 from __future__ import annotations
@@ -131,9 +131,9 @@ def noise(model: nn.Module, batches: Sequence[Batch], others: Sequence[Batch]) -
 
 
 def table(rows: Sequence[Row], layers: int) -> str:
-    """Markdown: lowest, highest and any layers, by how many are bypassed."""
+    """Markdown: the lowest, all and the highest layers, by how many are bypassed."""
     lines = [
-        "| bypassed | which | all that trains | layers | embeddings | backward FLOPs |",
+        "| bypassed | which | all that trains | layers below | embeddings | backward FLOPs |",
         "|---|---|---|---|---|---|",
     ]
     for count in sorted({len(row["bypassed"]) for row in rows}):
@@ -141,12 +141,12 @@ def table(rows: Sequence[Row], layers: int) -> str:
         lowest, highest = list(range(count)), list(range(layers - count, layers))
         for name, of in (
             ("lowest", [row for row in same if row["bypassed"] == lowest]),
-            ("random", same),
+            ("all choices", same),
             ("highest", [row for row in same if row["bypassed"] == highest]),
         ):
             cells = [
                 spread([row["cosine"] for row in of]),
-                spread([trained_layers(row) for row in of]),
+                spread([cosine for row in of for cosine in layers_below(row)]),
                 spread([row["by_component"]["embeddings"] for row in of]),
                 spread([row["backward_share"] for row in of]),
             ]
@@ -154,16 +154,32 @@ def table(rows: Sequence[Row], layers: int) -> str:
     return "\n".join(lines)
 
 
-def trained_layers(row: Row) -> float:
-    """Mean cosine of the layers, or blocks, that train: frozen ones are not compared."""
-    return statistics.mean(c for name, c in row["by_component"].items() if PREFIX in name)
+def layers_below(row: Row) -> list[float]:
+    """Mean cosine of the trained layers, or blocks, under the highest bypassed one, if any."""
+    parted = ((name.partition(PREFIX)[2], c) for name, c in row["by_component"].items())
+    found = [c for name, c in parted if name and int(name.split(".")[0]) < max(row["bypassed"])]
+    return [statistics.mean(found)] if found else []
 
 
 def spread(values: Sequence[float]) -> str:
-    mean = statistics.mean(values)
-    return (
-        f"{mean:.2f}" if len(values) == 1 else f"{mean:.2f} ({min(values):.2f}-{max(values):.2f})"
-    )
+    if not values:
+        return "none"
+    mean, lowest, highest = statistics.mean(values), min(values), max(values)
+    if f"{lowest:.2f}" == f"{highest:.2f}":
+        return f"{mean:.2f}"
+    return f"{mean:.2f} ({lowest:.2f} to {highest:.2f})"
+
+
+def page(results: Sequence[Row]) -> str:
+    """Markdown: a table for each look at the model."""
+    parts = []
+    for look in results:
+        rows = look["rows"]
+        layers = 1 + max(i for row in rows for i in row["bypassed"])
+        known = ", ".join(f"{n.replace('_', ' ')} {c:.2f}" for n, c in look["noise"].items())
+        caption = f"After {look['steps']} steps (exact gradients among each other: {known})"
+        parts.append(f"{caption}\n\n{table(rows, layers)}")
+    return "\n\n".join(parts)
 
 
 def main() -> None:
@@ -173,7 +189,11 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, default="layer", help="what is bypassed")
     parser.add_argument("--most", type=int, default=3, help="of it bypassed at once")
     parser.add_argument("--record", type=Path, help="write the results to this file, as JSON")
+    parser.add_argument("--show", type=Path, help="print what is in this file, measure nothing")
     given = parser.parse_args()
+    if given.show is not None:
+        print(page(json.loads(given.show.read_text(encoding="utf-8"))["results"]))
+        return
     torch.manual_seed(0)
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     model, batches = prepared()
@@ -184,8 +204,7 @@ def main() -> None:
         reference = noise(model, rows, others)
         measured = measure(model, rows, given.kind, given.most)
         looks.append({"steps": steps, "noise": reference, "rows": measured})
-        print(f"after {steps} steps; exact gradients: {reference}")
-        print(table(measured, model.config.num_hidden_layers), flush=True)
+        print(page(looks[-1:]), flush=True)
     if given.record is not None:
         record = {
             "started": started,
