@@ -27,5 +27,7 @@ from rgft.policies import Situation as Situation
 from rgft.signals import SIGNALS as SIGNALS
 from rgft.signals import Signal as Signal
 from rgft.signals import Statistics as Statistics
+from rgft.spending import Budget as Budget
+from rgft.spending import Spending as Spending
 
 __version__ = "0.1.0"

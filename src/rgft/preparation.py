@@ -27,7 +27,7 @@ from rgft.config import Config
 from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
 from rgft.guide import Guide
-from rgft.methods import Method, find_method
+from rgft.methods import Method, Recipe, find_method
 from rgft.models import load_classifier, load_tokenizer
 from rgft.progress import waiting
 from rgft.settings import method_config
@@ -109,14 +109,19 @@ def prepare(spec: RunSpec) -> Prepared:
             full = _full_flops(spec, reference, examples["train"], collate)
             spending = Spending(meter, parse_budget(spec.budget), full=full)
     surveyed = None
-    if spending is not None and method.survey and config.frozen_below == 0:
+    if spending is not None and method.surveyed is not None and config.frozen_below == 0:
         with waiting("surveying the model"):
             device = next(model.parameters()).device
             batches = survey_batches(examples["train"], collate, device, spec.seed)
             allowance = SURVEY_SHARE * spending.flops_limit
             surveyed = charged_survey(model, meter, batches, allowance)
         config = replace(config, frozen_below=surveyed.frozen_below())
-    lr, batch_size = _rate_and_batch(spec, method)
+    recipe = Recipe(method.lr, STANDARD_BATCH)
+    if spending is not None and method.surveyed is not None:
+        shallow = config.frozen_below > 1
+        recipe = method.surveyed.shallow if shallow else method.surveyed.deep
+    lr = recipe.lr if spec.lr is None else spec.lr
+    batch_size = spec.batch_size or recipe.batch_size
     return Prepared(
         task, tokenizer, model, method, config, lr, meter, examples, batch_size, spending, surveyed
     )
@@ -129,14 +134,6 @@ def _full_flops(spec: RunSpec, costs: CostModel, rows: Sequence[Example], collat
     shapes = batch_shapes(lengths, batch_size=size, epochs=spec.epochs, seed=spec.seed)
     longest = dict(max(rows, key=lambda row: len(row["input_ids"])))
     return full_fine_tuning_flops(costs, shapes, longest, collate)
-
-
-def _rate_and_batch(spec: RunSpec, method: Method) -> tuple[float, int]:
-    """Learning rate and samples a step: the user's, or the method's for runs like this."""
-    thrifty = spec.budget is not None
-    lr = method.budget_lr if thrifty and method.budget_lr is not None else method.lr
-    batch = method.budget_batch if thrifty else STANDARD_BATCH
-    return spec.lr if spec.lr is not None else lr, spec.batch_size or batch
 
 
 def _check_guidance(model: nn.Module, config: Config) -> None:
