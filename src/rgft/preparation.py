@@ -100,7 +100,6 @@ def prepare(spec: RunSpec) -> Prepared:
         reference = CostModel(model)
         if method.lora:
             model = add_lora(model, rank)
-        _check_guidance(model, config)
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
     meter, collate = FlopMeter(model, reference), Collator(tokenizer)
     spending = None
@@ -108,6 +107,7 @@ def prepare(spec: RunSpec) -> Prepared:
         with waiting("pricing full fine-tuning"):
             full = _full_flops(spec, reference, examples["train"], collate)
             spending = Spending(meter, parse_budget(spec.budget), full=full)
+    _check_guidance(model, config, spending)
     surveyed = None
     if spending is not None and method.surveyed is not None and config.frozen_below == 0:
         with waiting("surveying the model"):
@@ -136,12 +136,12 @@ def _full_flops(spec: RunSpec, costs: CostModel, rows: Sequence[Example], collat
     return full_fine_tuning_flops(costs, shapes, longest, collate)
 
 
-def _check_guidance(model: nn.Module, config: Config) -> None:
+def _check_guidance(model: nn.Module, config: Config, spending: Spending | None) -> None:
     """Say now, not after the start, what the guide cannot use."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=0.0)
     trial = replace(config, total_steps=config.total_steps or sys.maxsize)
-    Guide(model, optimizer, trial, probe=lambda count: ()).close()
+    Guide(model, optimizer, trial, probe=lambda count: (), spending=spending).close()
 
 
 def add_lora(model: nn.Module, rank: int) -> nn.Module:
