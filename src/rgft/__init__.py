@@ -30,6 +30,8 @@ from rgft.policies import Situation as Situation
 from rgft.signals import SIGNALS as SIGNALS
 from rgft.signals import Signal as Signal
 from rgft.signals import Statistics as Statistics
+from rgft.spending import Budget as Budget
+from rgft.spending import Spending as Spending
 from rgft.structure.residual_branches import ResidualBranches as ResidualBranches
 from rgft.structure.residual_branches import residual_branches as residual_branches
 
