@@ -190,6 +190,7 @@ def test_settings_of_the_command(
 ) -> None:
     given = ["--model", short.model, "--data", str(short.data), "--epochs", "1"]
     given += ["--batch-size", "8", "--evaluations", "1", "--set", "every=2", "--set", setting]
+    given += ["--budget", "0.9"] if setting == "policy=purchase" else []
     assert call(monkeypatch, "train", *given, "--output-dir", str(tmp_path / "run")) == 0
     key, _, text = setting.partition("=")
     used = record_of(tmp_path / "run")["config"][key]

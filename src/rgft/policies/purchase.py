@@ -57,7 +57,7 @@ def purchase(
         always: Components that train whatever it costs.
 
     >>> costs = ComponentCosts(3, 6.0, {0b001: 3.0, 0b010: 2.0, 0b100: 1.0, 0b011: 3.0})
-    >>> sorted(purchase([5.0, 4.0, 1.0], costs, 12.0))
+    >>> sorted(purchase([5.0, 4.5, 1.0], costs, 12.0))
     [1, 2]
     """
     bought = frozenset(always)
