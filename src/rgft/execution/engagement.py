@@ -20,12 +20,20 @@ from rgft.execution.binding import Binding
 from rgft.plan import Plan
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# 4 bytes are summed modulo 2^32: for widening them as it sums, a CPU takes 20 times as long
+SUMMED_IN = {1: torch.int64, 2: torch.int64, 4: torch.int32, 8: torch.int64}
+CHUNK = 2**18  # elements: temporaries stay in the cache
 
 
 def fingerprints(binding: Binding) -> Tensor:
     """Sum of the bit patterns of each piece, int64 `[n]`: equal bits give equal sums."""
-    sums = [p.weight.view(BITS[p.weight.element_size()]).sum() for p in binding.pieces]
-    return torch.stack([s.to(binding.device, non_blocking=True) for s in sums])
+    sums = [_fingerprint(piece.weight) for piece in binding.pieces]
+    return torch.stack([s.to(binding.device, torch.int64, non_blocking=True) for s in sums])
+
+
+def _fingerprint(weight: Tensor) -> Tensor:
+    size = weight.element_size()
+    return weight.view(BITS[size]).sum(dtype=SUMMED_IN[size])
 
 
 class Engagement:
@@ -221,9 +229,13 @@ def _moves(weight: Tensor, grad: Tensor, rate: Any) -> Tensor:
 
     At the start of a warm-up of the learning rate, updates of half-precision weights round to 0.
     """
-    step = grad.float().abs().clamp(max=1) * rate
-    shows: Tensor = step > torch.finfo(weight.dtype).eps * weight.float().abs()
-    return shows.any()
+    precision = torch.finfo(weight.dtype).eps
+    shows = []
+    chunks = (torch.split(t.flatten(), CHUNK) for t in (grad, weight))
+    for g, w in zip(*chunks, strict=True):
+        step = g.float().abs().clamp_(max=1).mul_(rate)
+        shows.append((step > w.float().abs().mul_(precision)).any())
+    return torch.stack(shows).any()
 
 
 def _sides(
