@@ -65,11 +65,12 @@ def write(folder: Path, files: Files) -> Path:
 
 OPTIONS: dict[str, tuple[list[str], str]] = {
     "unknown task": (["--task", "no-such"], "no-such"),
-    "unknown method": (["--method", "rgtf"], "rgtf"),
-    "unknown option": (["--metod", "rgft"], "--metod"),
+    "unknown method": (["--method", "rgtf"], "unknown method 'rgtf' (did you mean 'rgft'?)"),
+    "unknown option": (["--metod", "rgft"], "(see `rgft train --help`)"),
     "option without its value": (["--method"], "--method"),
+    "option that is no number": (["--epochs", "x"], "(see `rgft train --help`)"),
     "argument too many": (["extra"], "extra"),
-    "unknown key": (["--set", "betta=0.5"], "betta"),
+    "unknown key": (["--set", "betta=0.5"], "'betta' (did you mean 'beta'?)"),
     "key of an option": (["--set", "seed=3"], "seed"),
     "set without value": (["--set", "beta"], "KEY=VALUE"),
     "set without key": (["--set", "=3"], "KEY=VALUE"),
@@ -94,6 +95,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "unknown signal": (["--set", "signal=loudness"], "loudness"),
     "signal is a list": (["--set", "signal=[1]"], "signal is [1]"),
     "unknown policy": (["--set", "policy=none"], "none"),
+    "method as policy": (["--set", "policy=llrd"], "goes to --method or rgft.find_method"),
     "unfreezing by 0": (
         ["--method", "gradual-unfreezing", "--set", "unfrozen_by=0"],
         "unfrozen_by",
@@ -147,11 +149,13 @@ def test_option(
 
 
 COMMANDS: dict[str, tuple[list[str], str]] = {
-    "misspelt command": (["trian"], "trian"),
+    "misspelt command": (["trian"], "Did you mean 'train'? (see `rgft --help`)"),
     "no output folder": (["train", "--task", "trec"], "--output-dir"),
     "neither task nor data": (["train", "--output-dir", "o"], "no data"),
-    "unknown task to fetch": (["data", "fetch", "no-such"], "no-such"),
+    "unknown task to fetch": (["data", "fetch", "tre"], "'tre' (did you mean 'trec'?)"),
+    "nothing to fetch": (["data", "fetch"], "(see `rgft data fetch --help`)"),
     "unknown model to inspect": (["inspect", "--model", "./no-such"], "./no-such"),
+    "name that no hub takes": (["inspect", "--model", "a b"], "the hub refuses it"),
     "granularity to inspect": (["inspect", "--granularity", "layr"], "layr"),
 }
 
@@ -174,7 +178,10 @@ DATA: dict[str, tuple[Files, str]] = {
     "no training file": (_without("train.jsonl"), "no training file"),
     "empty split": ({**GOOD_DATA, "validation.jsonl": ""}, "validation.jsonl"),
     "two files of a split": ({**GOOD_DATA, "train.csv": "text,label\na,b\n"}, "train.csv"),
-    "no label column": ({"train.jsonl": '{"text": "a"}\n{"text": "b"}\n'}, "label"),
+    "no label column": (
+        {"train.jsonl": '{"text": "a"}\n{"text": "b"}\n'},
+        "none is called label, labels, target",
+    ),
     "no label in test": ({**GOOD_DATA, "test.jsonl": '{"text": "a"}\n'}, "test.jsonl"),
     "new label in test": (
         {**GOOD_DATA, "test.jsonl": '{"text": "a", "label": "odd"}\n'},
@@ -233,7 +240,19 @@ def test_data_folder(
         (tmp_path / "data").write_text("")
     given = ["--model", str(tiny_model), "--data", str(tmp_path / "data")]
     code = call(monkeypatch, "train", *given, "--output-dir", str(tmp_path / "o"))
-    assert_refused(code, capfd, "data folder", tmp_path / "o")
+    assert_refused(code, capfd, "train.jsonl, train.json, train.csv or train.parquet")
+
+
+def test_wrong_text_columns_are_said_before_the_label_is_looked_for(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    data = write(tmp_path / "data", {"train.csv": "what,side\na,b\n"})
+    given = ["--model", str(tiny_model), "--data", str(data), "--output-dir", str(tmp_path / "o")]
+    code = call(monkeypatch, "train", *given, "--text-columns", "text")
+    assert_refused(code, capfd, "has no column 'text'", tmp_path / "o")
 
 
 def _damage(**files: str | bytes | None) -> Callable[[Path], None]:
@@ -395,7 +414,8 @@ def test_unreachable_hub_is_said_at_once(offline: str, tmp_path: Path) -> None:
     done = command("train", *given, HF_HUB_OFFLINE=offline, **nowhere)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "nobody/no-such" in line
+    assert "'nobody/no-such': no such folder is here, and the hub cannot be reached" in line
+    assert "rrno" not in line
     assert "Retrying" not in line
     assert not (tmp_path / "o").exists()
 
@@ -463,7 +483,8 @@ def stopped(
 ) -> tuple[RunSpec, Path]:
     """Checkpoints at steps 2 and 3... of 8; its data may be changed."""
     data = tiny_run.build_data(tmp_path / "data", rows={"train": 32, "validation": 8})
-    spec = RunSpec(model=str(tiny_model), data=str(data), epochs=2, batch_size=8, evaluations=4)
+    given = {"model": str(tiny_model), "data": str(data), "settings": {"every": 2}}
+    spec = RunSpec(**given, epochs=2, batch_size=8, evaluations=4)  # type: ignore[arg-type]
     interrupted(spec, tmp_path / "o", monkeypatch)
     return spec, tmp_path / "o"
 

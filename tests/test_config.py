@@ -17,6 +17,7 @@ NUMBERS: dict[str, tuple[list[Any], list[Any]]] = {
     "alpha": ([0, 1, 1e6], [-1, -1e-9, math.inf]),
     "top": ([1, 0.5, 1e-6], [0, -0.5, 1.1, math.inf]),
     "floor": ([0, 1, 0.1], [-0.1, 1.1]),
+    "rate": ([1, 0.5], [0, -1, 1.5]),
     "decay": ([1, 0.5], [0, -1, 1.5]),
     "unfrozen_by": ([1, 0.25], [0, -1, 1.5]),
 }
@@ -24,6 +25,7 @@ WHOLE: dict[str, tuple[list[Any], list[Any]]] = {
     "every": ([1, 1000], [0, -1]),
     "probe_samples": ([1, 64], [0, -1]),
     "warmup": ([0, 10], [-1]),
+    "frozen_below": ([0, 3], [-1]),
     "min_stay": ([0, 10], [-1]),
     "probe_every": ([0, 10], [-1]),
     "history_rows": ([2, 5000], [0, 1, -1]),

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification
 
 from families import BATCHES, FAMILIES, with_lora
 from flops import counted_flops
@@ -77,17 +76,8 @@ def test_attention_costs_what_its_kernel_costs(
     dropout: float, attention: str, dtype: torch.dtype
 ) -> None:
     """The fused kernel computes the scores a second time in the backward pass; others do not."""
-    config = BertConfig(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=48,
-        vocab_size=60,
-        num_labels=3,
-        attention_probs_dropout_prob=dropout,
-        attn_implementation=attention,
-    )
-    model = BertForSequenceClassification(config).to(dtype)
+    changed = {"attention_probs_dropout_prob": dropout, "attn_implementation": attention}
+    model = bert(2, dtype, **changed)
     agree(model, tokens()[0], subsets(model, 2))
     padded = tokens()[0]
     padded["attention_mask"][0, 4:] = 0
@@ -164,6 +154,54 @@ def test_a_linear_map_by_hand() -> None:
     assert graph.cost({"no such parameter"}).backward == 0
 
 
+BRANCHES = {
+    "bert": "bert.encoder.layer.{}.output.dropout",
+    "llama": "model.layers.{}.mlp",
+    "gpt2": "transformer.h.{}.mlp",
+}
+
+
+def first_detached(module: nn.Module, args: Any, output: Any) -> Any:
+    """A forward hook."""
+    if isinstance(output, tuple):
+        return (output[0].detach(), *output[1:])
+    return output.detach()
+
+
+@pytest.mark.parametrize("family", ["bert", "llama", "gpt2"])
+def test_detached_branches_cost_what_is_counted(family: str) -> None:
+    model, batch = FAMILIES[family]().train(), BATCHES[family]()
+    paths = dict(model.named_modules())
+    graph = CostModel(model).graph(**batch)
+    for depths in ((0,), (1,), (0, 1)):
+        branches = [BRANCHES[family].format(depth) for depth in depths]
+        handles = [paths[b].register_forward_hook(first_detached) for b in branches]
+        for names in subsets(model, 3):
+            train_only(model, names)
+            model.zero_grad(set_to_none=True)
+            cost = graph.cost(names, detached=branches)
+            assert (cost.forward, cost.backward) == counted_flops(model, batch)
+        for handle in handles:
+            handle.remove()
+    everything = {n for n, _ in model.named_parameters()}
+    whole = graph.cost(everything).backward
+    assert graph.cost(everything, detached=branches).backward < whole
+
+
+def test_skipped_layers_cost_nothing() -> None:
+    model, batch = bert().train(), tokens()[0]
+    layers = model.bert.encoder.layer
+    skipped = ["bert.encoder.layer.0"]
+    graph = CostModel(model).graph(**batch)
+    kept = {n for n, _ in model.named_parameters() if "layer.0" not in n and "embed" not in n}
+    train_only(model, kept)
+    layers[0].forward = lambda hidden_states, *args, **kwargs: hidden_states
+    cost = graph.cost(kept, skipped=skipped)
+    assert (cost.forward, cost.backward) == counted_flops(model, batch)
+    assert cost.forward < graph.cost(kept).forward
+    assert cost.backward == graph.cost(kept).backward
+
+
 def test_costs_grow_with_the_set() -> None:
     model = bert()
     graph = CostModel(model).graph(**tokens()[0])
@@ -234,12 +272,15 @@ def test_the_meter_counts_only_training() -> None:
     assert meter.spent == meter.full
 
 
-def test_full_fine_tuning_has_share_one() -> None:
+def test_guiding_without_freezing_costs_what_full_fine_tuning_is_counted_to() -> None:
+    counted = sum(counted_flops(bert(), tokens()[0]))  # tracing below would be counted, too
     model = bert()
-    meter = FlopMeter(model)
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    guide = Guide(model, optimizer, Config(policy="normalized-max", every=1))
+    meter = FlopMeter(model)
     list(fit(model, optimizer, tokens(3), bert_loss))
-    assert meter.share == 1.0
+    assert len(set(guide.plan.lr_scale)) > 1
+    assert (meter.spent, meter.full, meter.share) == (3 * counted, 3 * counted, 1.0)
 
 
 def test_lora_is_measured_against_the_model_without_it() -> None:

@@ -18,6 +18,7 @@ from transformers import BertConfig, BertForSequenceClassification, TrainingArgu
 
 import rgft
 from rgft.cli import app
+from rgft.tasks.columns import ID_NAMES, LABEL_NAMES, PAIR_NAMES, TEXT_NAMES
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -54,7 +55,7 @@ def what_the_reader_has() -> dict[str, Any]:
             {"input_ids": torch.randint(20, (6,)), "labels": i % 2} for i in range(8)
         ],
         "args": TrainingArguments(
-            "out", max_steps=2, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True
+            "out", max_steps=12, save_strategy="no", report_to=[], use_cpu=True, disable_tqdm=True
         ),
     }
 
@@ -111,6 +112,16 @@ def test_every_setting_is_explained() -> None:
     fields = {field.name for field in dataclasses.fields(rgft.Config)}
     not_set = {"granularity", "total_steps", "seed"}
     assert fields - not_set <= {name for name, _ in listed}
+
+
+def test_every_column_name_that_is_recognised_is_listed() -> None:
+    text = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    section = text.split("### Columns\n", 1)[1].split("\n### ", 1)[0]
+    rows = dict(re.findall(r"^\| (label|one text|two texts) \| (.*) \|$", section, re.M))
+    named = {kind: re.findall(r"`([^`]+)`", row) for kind, row in rows.items()}
+    assert named["label"] == list(LABEL_NAMES)
+    assert named["one text"] == [*filter(None, ID_NAMES), "..._id"]
+    assert named["two texts"] == [*TEXT_NAMES, *(name for pair in PAIR_NAMES for name in pair)]
 
 
 def commands(group: click.Group, name: str = "rgft") -> Iterator[tuple[str, click.Command]]:

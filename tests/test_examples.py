@@ -13,14 +13,14 @@ from rgft.error_map import ErrorMap
 
 FOLDER = Path(__file__).parent.parent / "examples"
 PRINTED = {
-    "plain_loop.py": "error map after step 3",
-    "trainer.py": "the plan after 3 steps",
-    "lora.py": "LoRA pairs after step 3",
+    "plain_loop.py": "error map after step 12",
+    "trainer.py": "the plan after 12 steps",
+    "lora.py": "LoRA pairs after step 12",
 }
 
 
 def run_example(name: str, folder: Path) -> str:
-    command = [sys.executable, "-W", "error::RuntimeWarning", str(FOLDER / name), "--steps", "3"]
+    command = [sys.executable, "-W", "error::RuntimeWarning", str(FOLDER / name), "--steps", "12"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -38,4 +38,4 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
     assert PRINTED[name] in run_example(name, tmp_path)
     if name == "plain_loop.py":
         error_map = ErrorMap.from_parquet(tmp_path / "error_map.parquet")
-        assert error_map.history.steps.tolist() == [1, 2, 3]
+        assert error_map.history.steps.tolist() == list(range(1, 13))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,12 +51,69 @@ def test_a_state_is_not_taken_over_by_other_settings(changed: dict[str, object])
     guide = Guide(model, optimizer)
     list(fit(model, optimizer, mlp_batches(3), squared_error))
     state = guide.state_dict()
-    guide.close()
+    with pytest.warns(RuntimeWarning, match="does nothing"):
+        guide.close()
     other = Guide(model, optimizer, Config(**changed))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="with the settings it was saved with"):
         other.load_state_dict(state)
     assert other.step == 0
     assert float(other.error_map.values.sum()) == 0
+
+
+@pytest.mark.parametrize("part", ["lr_scale", "raw", "switched"])
+def test_a_damaged_state_is_refused_before_anything_is_taken_over(part: str) -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    guide = Guide(model, optimizer, Config(every=1))
+    list(fit(model, optimizer, mlp_batches(3), squared_error))
+    state = guide.state_dict()
+    guide.close()
+    other = Guide(model, optimizer, Config(every=1))
+    with pytest.raises(InputError, match=rf"{part} of this state has 2 values for 3 components"):
+        other.load_state_dict({**state, part: state[part][:2]})
+    assert other.step == 0
+    assert float(other.error_map.values.sum()) == 0
+    other.load_state_dict(state)
+    assert other.plan.lr_scale == tuple(state["lr_scale"])
+
+
+IDLE: dict[str, tuple[Config, int]] = {  # settings, and the steps in which they do nothing
+    "first decision": (Config(every=4), 4),
+    "first decision, used at once": (Config(every=4, lag=False), 3),
+    "warm-up": (Config(policy="random", warmup=3, every=1), 3),
+    "warm-up before a map": (Config(policy="top", warmup=3, every=5), 3),
+}
+
+
+@pytest.mark.parametrize("planned", [False, True])
+@pytest.mark.parametrize("name", IDLE)
+def test_a_run_in_which_the_method_does_nothing_says_so(name: str, planned: bool) -> None:
+    config, idle = IDLE[name]
+    for steps in (idle, idle + 1):
+        model = mlp()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        given = replace(config, total_steps=steps) if planned else config
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            guide = Guide(model, optimizer, given)
+            early = len(notes)
+            list(fit(model, optimizer, mlp_batches(steps), squared_error))
+            guide.close()
+            guide.close()
+        scales = guide.error_map.history.column("lr_scale")
+        expected = int(steps == idle)
+        assert scales.shape == (steps, 3)
+        assert bool((scales == 1).all()) == (steps == idle)
+        assert [early, len(notes)] == [expected * planned, expected]
+        assert all(f"and the run has {steps}," in str(note.message) for note in notes)
+
+
+def test_a_policy_that_needs_no_map_is_never_idle() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    guide = Guide(model, optimizer, Config(policy="suffix", every=50))
+    list(fit(model, optimizer, mlp_batches(1), squared_error))
+    guide.close()
 
 
 def test_the_policy_keeps_its_own_tensor() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from rgft import Component, Plan
-from rgft.plan import uniform_plan
 
 PARTS = tuple(
     Component(name, "layer", depth, (), 1)
@@ -33,6 +32,5 @@ def test_trained_and_boundary(
 
 def test_words() -> None:
     assert str(Plan(PARTS[:2], (0.0, 1.25))) == "a: frozen\nb: x1.25"
-    assert uniform_plan(PARTS).lr_scale == (1.0,) * 4
     with pytest.raises(KeyError):
-        uniform_plan(PARTS)["e"]
+        Plan(PARTS[:1], (1.0,))["e"]

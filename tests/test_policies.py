@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rgft import POLICIES, Component, Config, InputError, Situation
+from rgft.costs import ComponentCosts
 from rgft.policies import find_policy
 from rgft.policies.options import hold, mean_one
 
@@ -33,9 +35,11 @@ def situation(error: list[float], step: int = 0, seed: int = 0, heads: int = 0) 
         error=torch.tensor(error, dtype=torch.float64),
         components=tuple(Component(f"c{k}", kinds[k], k // 2, (), 1) for k in range(size)),
         always=torch.tensor([kind == "head" for kind in kinds]),
+        never=torch.zeros(size, dtype=torch.bool),
         step=step,
         total_steps=100,
         generator=torch.Generator().manual_seed(seed),
+        costs=ComponentCosts(size, 0.3, {1 << k: 0.7 / size for k in range(size)}),
     )
 
 
@@ -217,3 +221,17 @@ def test_refusals() -> None:
         find_policy(Config(policy="best"))
     with pytest.raises(InputError, match="total_steps"):
         find_policy(Config(policy="gradual-unfreezing"))
+
+
+def test_what_must_stay_frozen_does_not_compete() -> None:
+    where = replace(
+        situation([9.0, 3.0, 2.0, 1.0]), never=torch.tensor([True, False, False, False])
+    )
+    assert decide("top", where, top=0.3) == [0.0, 1.0, 0.0, 0.0]
+    costs = ComponentCosts(4, 0.25, {1 << k: 0.25 for k in range(4)})
+    assert decide("purchase", replace(where, costs=costs), rate=0.75) == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_purchases_need_prices() -> None:
+    with pytest.raises(InputError, match="spending"):
+        decide("purchase", replace(situation([1.0, 2.0]), costs=None))

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from families import FAMILIES, with_lora
-from rgft.structure.projections import Piece, UnsplittableError, find_projections
+from rgft.structure.projections import Portion, UnsplittableError, find_projections
 
 
 class Separate(nn.Module):
@@ -71,4 +71,4 @@ def test_lora_factors_are_cut_with_the_weight():
 
 
 def test_a_whole_parameter_is_a_piece():
-    assert Piece(nn.Linear(3, 4).weight).numel == 12
+    assert Portion(nn.Linear(3, 4).weight).numel == 12

@@ -9,6 +9,8 @@ import pytest
 
 from rgft import records
 
+STATUS = Path("/proc/self/status")
+
 
 @pytest.mark.parametrize(
     ("text", "ours"),
@@ -24,6 +26,20 @@ from rgft import records
 def test_a_record_is_told_from_another_file(text: str, ours: bool, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(text, encoding="utf-8")
     assert records.is_run(tmp_path) == ours
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="no /proc")
+def test_peak_memory_is_what_the_system_says() -> None:
+    (line,) = (x for x in STATUS.read_text().splitlines() if x.startswith("VmHWM:"))
+    resident = int(line.split()[1]) * 1024
+    peak = records.peak_memory_bytes()
+    assert peak is not None
+    assert 0.9 * resident < peak < 100 * resident  # a process that starts another lends it its peak
+
+
+def test_peak_memory_is_not_known_away_from_unix(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "resource", None)
+    assert records.peak_memory_bytes() is None
 
 
 def test_a_resume_is_added_to_where_the_run_began(monkeypatch: pytest.MonkeyPatch) -> None:

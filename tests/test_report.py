@@ -97,7 +97,7 @@ def run_record(parts, steps, **changes):
         "batch_size": 16,
         "granularity": "block",
         "config": {"beta": 0.9, "alpha": 1.0, "budget": 0.3, "signal": "rgn", "bypass": False},
-        "command": "rgft train --model minilm --task reviews --method rgft --output-dir runs/a",
+        "command": "rgft train --model minilm --task reviews --method rgft",
         "versions": {"rgft": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
         "hardware": {"cpu": "x86_64, 2 cores", "gpu": None, "threads": 2},
         "started": "2026-11-20T09:30:00+00:00",

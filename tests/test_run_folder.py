@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,9 +107,8 @@ def test_files_of_the_user_survive_a_run(
     output = tmp_path / "o"
     names = ("notes.txt", ".notes.tmp", ".saving/notes.txt", "mine/config.json", "weights.pt")
     mine = [write(output / name) for name in names]
-    spec = RunSpec(
-        model=str(tiny_model), data=str(data), epochs=2, batch_size=8, evaluations=2, lr=lr
-    )
+    given = {"model": str(tiny_model), "data": str(data), "settings": {"every": 6}, "lr": lr}
+    spec = RunSpec(**given, epochs=2, batch_size=8, evaluations=2)  # type: ignore[arg-type]
     if lr is None:
         run(spec, output)
         run(spec, output, overwrite=True)
@@ -123,14 +123,10 @@ def test_files_of_the_user_survive_a_run(
 def test_a_folder_can_be_used_again_after_a_run_that_diverged(
     tiny_model: Path, small_data: Path, tmp_path: Path
 ) -> None:
-    spec = RunSpec(
-        model=str(tiny_model), data=str(small_data), epochs=2, batch_size=8, evaluations=1
-    )
+    given = {"model": str(tiny_model), "data": str(small_data), "settings": {"every": 6}}
+    spec = RunSpec(**given, epochs=2, batch_size=8, evaluations=1)  # type: ignore[arg-type]
     run(spec, tmp_path)
-    wild = RunSpec(
-        model=str(tiny_model), data=str(small_data), epochs=2, batch_size=8, evaluations=1, lr=1e30
-    )
     with pytest.raises(InputError, match="diverged"):
-        run(wild, tmp_path, overwrite=True)
+        run(replace(spec, lr=1e30), tmp_path, overwrite=True)
     assert list(tmp_path.iterdir()) == []
     assert run(spec, tmp_path)["status"] == "finished"

@@ -377,7 +377,8 @@ def test_missing_columns(tmp_path: Path) -> None:
     assert "no column 'body'" in refused(lambda: load_folder(tmp_path, text_columns=["body"]))
     assert "no column 'kind'" in refused(lambda: load_folder(tmp_path, label_column="kind"))
     for wrong in ([], ["text", "text"], ["text", "id", "label"], ["label"]):
-        assert "give one, or two" in refused(lambda w=wrong: load_folder(tmp_path, text_columns=w))
+        said = "give one, or two" if wrong != ["label"] else "'label' is the label column"
+        assert said in refused(lambda w=wrong: load_folder(tmp_path, text_columns=w))
     write(tmp_path / "test.jsonl", [{"text": "x"}])
     assert "test.jsonl has no column 'label'" in refused(lambda: load_folder(tmp_path))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import os
@@ -26,7 +27,7 @@ from rgft.policies import POLICIES
 from rgft.report.run import load_run
 from rgft.signals import SIGNALS
 from rgft.spec import RunSpec, arguments, command, from_arguments
-from rgft.train import run
+from rgft.train import _anywhere, run
 from runs import assert_same, finish, outcome, printed, record_of, start, warm_up
 
 CONTRACT = {
@@ -42,9 +43,8 @@ def spec(tiny_model: Path, tiny_data: Path) -> RunSpec:
 
 @pytest.fixture(scope="module")
 def short(tiny_model: Path, small_data: Path) -> RunSpec:
-    return RunSpec(
-        model=str(tiny_model), data=str(small_data), epochs=2, batch_size=8, evaluations=1
-    )
+    given = {"model": str(tiny_model), "data": str(small_data), "settings": {"every": 2}}
+    return RunSpec(**given, epochs=2, batch_size=8, evaluations=1)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,8 @@ def test_error_map_has_a_row_per_step_and_component(finished: Path) -> None:
 def test_saved_model_gives_the_metrics(method: str, spec: RunSpec, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: PLC0415
 
-    record = run(replace(spec, method=method, lr=None), tmp_path / "run")
+    settings = {"warmup": 4, "every": 4} if method == "rgft-threshold" else {}
+    record = run(replace(spec, method=method, lr=None, settings=settings), tmp_path / "run")
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run").eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
     assert model.config.id2label == {0: "bad", 1: "good"}
@@ -144,7 +145,7 @@ def test_regression(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_sentence_pairs_see_both_sentences(tiny_model: Path, tmp_path: Path) -> None:
     data = tiny_run.build_data(tmp_path / "data", tiny_run.paired)
-    spec = RunSpec(model=str(tiny_model), data=str(data), epochs=1, evaluations=1)
+    spec = RunSpec(model=str(tiny_model), data=str(data), method="full", epochs=1, evaluations=1)
     both = run(spec, tmp_path / "both")
     first = run(replace(spec, text_columns=("sentence1",)), tmp_path / "first")
     assert both["flops"]["full"] > first["flops"]["full"]
@@ -157,7 +158,7 @@ def test_named_columns(tiny_model: Path, tmp_path: Path) -> None:
         return {"title": "the film", "what": plain["text"], "side": plain["label"], "note": "a b"}
 
     data = tiny_run.build_data(tmp_path / "data", row)
-    spec = RunSpec(model=str(tiny_model), data=str(data), epochs=1, evaluations=1)
+    spec = RunSpec(model=str(tiny_model), data=str(data), method="full", epochs=1, evaluations=1)
     with pytest.raises(InputError, match="--label-column"):
         run(spec, tmp_path / "run")
     named = replace(spec, text_columns=("what",), label_column="side")
@@ -226,13 +227,13 @@ def test_granularity(
 
 @pytest.mark.parametrize(("epochs", "steps"), [(0.3, 2), (1.5, 6), (1e-9, 1)])
 def test_fractional_epochs(epochs: float, steps: int, short: RunSpec, tmp_path: Path) -> None:
-    record = run(replace(short, epochs=epochs), tmp_path / "run")
+    record = run(replace(short, method="full", epochs=epochs), tmp_path / "run")
     assert pd.read_parquet(tmp_path / "run" / "error_map.parquet")["step"].max() == steps
     assert record["metrics"]["validation"]["loss"] > 0
 
 
 def test_batch_larger_than_the_data(short: RunSpec, tmp_path: Path) -> None:
-    record = run(replace(short, batch_size=1000, evaluations=50), tmp_path / "run")
+    record = run(replace(short, method="full", batch_size=1000, evaluations=50), tmp_path / "run")
     assert [look["step"] for look in record["history"]] == [1, 2]
 
 
@@ -280,7 +281,10 @@ def test_resume_of_a_finished_run_shows_it(
 ) -> None:
     before = {p: p.read_bytes() for p in finished.iterdir()}
     assert call(monkeypatch, "train", "--resume", "--output-dir", str(finished)) == 0
-    assert "of full fine-tuning" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "of full fine-tuning" in printed
+    said = f"this run had finished before, nothing to do; report: {finished / 'report.html'}"
+    assert printed.splitlines()[-1] == said
     assert {p: p.read_bytes() for p in finished.iterdir()} == before
 
 
@@ -293,6 +297,20 @@ def test_resume_writes_a_report_that_a_kill_prevented(finished: Path, spec: RunS
 def test_resume_with_another_setting_is_refused(spec: RunSpec, finished: Path) -> None:
     with pytest.raises(InputError, match=r"batch_size was 16 .* is 8 now"):
         run(replace(spec, batch_size=8), finished, resume=True)
+
+
+def test_more_epochs_are_a_run_from_the_model_in_another_folder(
+    spec: RunSpec, finished: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=r"epochs was 2 .* is 4 now") as refused:
+        run(replace(spec, epochs=4), finished, resume=True)
+    _, _, words = str(refused.value).partition("in another folder: ")
+    assert shlex.split(words) == ["--model", str(finished), "--output-dir", "NEW"]
+    # a rate too small to learn anything: what it can do, it has from the run before
+    given = replace(spec, model=str(finished), method="full", epochs=1, lr=1e-9, seed=5)
+    longer = run(given, tmp_path / "longer")
+    before = record_of(finished)["metrics"]["test"]
+    assert longer["metrics"]["test"]["loss"] == pytest.approx(before["loss"], rel=1e-4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -351,7 +369,7 @@ def test_output_is_tidy(
 ) -> None:
     given = ["--model", short.model, "--data", str(short.data), "--epochs", "2"]
     given += ["--batch-size", "8", "--evaluations", "1", "--output-dir", str(tmp_path / "[r] n")]
-    assert call(monkeypatch, "train", *given) == 0
+    assert call(monkeypatch, "train", *given, "--set", "every=2") == 0
     out, err = capfd.readouterr()
     assert err == ""
     lines = out.splitlines()
@@ -359,6 +377,23 @@ def test_output_is_tidy(
     assert lines[1].startswith("step 8 of 8: validation loss 0.")
     assert lines[-1] == f"report: {tmp_path / '[r] n' / 'report.html'}"
     assert "{" not in out
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_run_in_which_the_method_does_nothing_says_so(
+    short: RunSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    given = ["--model", short.model, "--data", str(short.data), "--epochs", "1", "--method"]
+    for method, said in (("rgft-threshold", 1), ("full", 0)):
+        assert (
+            call(monkeypatch, "train", *given, method, "--output-dir", str(tmp_path / method)) == 0
+        )
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == said
+        assert all("note: the method does nothing in this run" in line for line in lines)
 
 
 SPECS = [
@@ -396,6 +431,33 @@ def test_command_of_a_record_repeats_the_run(
     words = shlex.split(record_of(finished)["command"])
     assert call(monkeypatch, *words[1:], "--output-dir", str(tmp_path / "again")) == 0
     assert outcome(finished)["metrics"] == outcome(tmp_path / "again")["metrics"]
+
+
+def test_command_of_a_report_repeats_the_run_as_it_stands(
+    short: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another working folder, though data and model were given by relative paths."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "my data").symlink_to(str(short.data))
+    (tmp_path / "model").symlink_to(short.model)
+    monkeypatch.chdir(tmp_path)
+    first = run(replace(short, data="my data", model="model", epochs=1), Path("a run"))
+    page = (tmp_path / "a run" / "report.html").read_text(encoding="utf-8")
+    words = shlex.split(html.unescape(page.split("<pre", 1)[1].split(">", 1)[1].split("<")[0]))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert words[:2] == ["rgft", "train"]
+    assert call(monkeypatch, *words[1:]) == 0
+    assert outcome(tmp_path / "a run-again")["metrics"] == first["metrics"]
+    assert call(monkeypatch, "train", "--resume", "--output-dir", str(tmp_path / "a run")) == 0
+
+
+def test_a_packaged_model_is_taken_though_a_folder_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "minilm").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert _anywhere(RunSpec(task="trec")) == RunSpec(task="trec")
+    assert _anywhere(RunSpec(task="trec", model="a/hub-id")).model == "a/hub-id"
 
 
 def test_every_field_has_an_option() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -38,19 +39,20 @@ def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return (model(inputs) - targets).square().mean()
 
 
-def bert(layers: int = 3, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A BERT classifier without dropout."""
-    config = BertConfig(
-        hidden_size=32,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        intermediate_size=48,
-        vocab_size=60,
-        max_position_embeddings=16,
-        num_labels=3,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
+def bert(layers: int = 3, dtype: torch.dtype = torch.float32, **changed: Any) -> nn.Module:
+    """A BERT classifier without dropout, but for what of its configuration is `changed`."""
+    settings = {
+        "hidden_size": 32,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        "intermediate_size": 48,
+        "vocab_size": 60,
+        "max_position_embeddings": 16,
+        "num_labels": 3,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }
+    config = BertConfig(**settings | changed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: nn.Module = BertForSequenceClassification(config).to(dtype)

@@ -19,6 +19,7 @@ from rgft.guide import Guide as Guide
 from rgft.guide import Probe as Probe
 from rgft.methods import METHODS as METHODS
 from rgft.methods import Method as Method
+from rgft.methods import find_method as find_method
 from rgft.plan import Plan as Plan
 from rgft.policies import POLICIES as POLICIES
 from rgft.policies import Policy as Policy

@@ -20,6 +20,7 @@ try:
     import click
     from rich.console import Console
     from rich.markup import escape
+    from rich.measure import Measurement
     from rich.table import Table
 except ImportError as missing:
     sys.exit(
@@ -67,8 +68,15 @@ def app() -> None:
 @click.option("--method", help=f"One of: {', '.join(METHODS)}.  [rgft]")
 @click.option("--epochs", type=float, help="Passes over the training data.  [3]")
 @click.option("--lr", type=float, help="Peak learning rate.  [the method's]")
-@click.option("--seed", type=int, help="Seed of everything random.  [0]")
-@click.option("--batch-size", type=int, help="Samples per step.  [32]")
+@click.option(
+    "--seed", type=int, help="Seed of the head, the order of the data, dropout and the method.  [0]"
+)
+@click.option(
+    "--budget",
+    help="What training may spend: a share of the FLOPs of full fine-tuning (0.3) "
+    "or a time (20min).  [no limit]",
+)
+@click.option("--batch-size", type=int, help="Samples per step.  [32; with a budget, the method's]")
 @click.option("--max-length", type=int, help="Tokens a text is cut at.  [128]")
 @click.option(
     "--granularity",
@@ -81,7 +89,7 @@ def app() -> None:
     metavar="KEY=VALUE",
     help="A setting of the method: beta=0.95, alpha=2, top=0.3, every=1, ...; repeatable.",
 )
-@click.option("--evaluations", type=int, help="Evaluations and checkpoints per epoch.  [4]")
+@click.option("--evaluations", type=int, help="Evaluations and checkpoints per epoch, about.  [4]")
 @click.option("--resume", is_flag=True, help="Go on exactly from the newest checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is in the folder.")
 def train(
@@ -102,8 +110,11 @@ def train(
         raise InputError("--resume and --overwrite exclude each other; give one")
     from rgft import records  # noqa: PLC0415 - what follows takes seconds to import
 
+    over = False
     if resume:
-        spec = from_arguments(records.read_run(output_dir).get("arguments") or {}, **given)
+        before = records.read_run(output_dir)
+        over = before.get("status") == "finished"
+        spec = from_arguments(before.get("arguments") or {}, **given)
     else:
         spec = RunSpec(**given)
     from rgft.train import run  # noqa: PLC0415
@@ -121,8 +132,13 @@ def train(
         print(f"rgft: note: {note}", file=sys.stderr)
     if record["status"] == "interrupted":
         fail(f"stopped and saved at step {record['step']}; {again}", 1)
-    Console().print(summary(record))
-    print(f"report: {output_dir / 'report.html'}")
+    show(summary(record))
+    report = output_dir / "report.html"
+    print(
+        f"this run had finished before, nothing to do; report: {report}"
+        if over
+        else f"report: {report}"
+    )
 
 
 @app.command()
@@ -145,7 +161,7 @@ def inspect(model: str, granularity: str, as_json: bool) -> None:
         table.add_row(
             escape(row["name"]), row["kind"], str(row["depth"]), f"{row['numel']:,}", *shares
         )
-    Console().print(table)
+    show(table)
     print("cost: FLOPs of a step as a share of full fine-tuning, if only this component trains,")
     print("and if this and all nearer to the output train")
 
@@ -162,7 +178,7 @@ def data(context: click.Context) -> None:
     for name, entry in TASKS.items():
         here = "yes" if entry.available() else "no"
         table.add_row(name, entry.kind, entry.metric, entry.description, entry.origin, here)
-    Console().print(table)
+    show(table)
 
 
 @data.command()
@@ -192,6 +208,17 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return settings
 
 
+def show(table: Table) -> None:
+    """Print a table with nothing cut off: folded on a terminal, elsewhere as wide as it is."""
+    for column in table.columns:
+        column.overflow = "fold"
+    console = Console()
+    if not sys.stdout.isatty():
+        unlimited = console.options.update(max_width=sys.maxsize)
+        console.width = Measurement.get(console, unlimited, table).maximum
+    console.print(table)
+
+
 def summary(record: dict[str, Any]) -> Table:
     """The figures of a finished run."""
     table = Table(
@@ -209,7 +236,8 @@ def summary(record: dict[str, Any]) -> Table:
     table.add_row(
         "seconds of training", f"{seconds['train']:.1f}, of which {share:.1%} in the method"
     )
-    table.add_row("peak memory", f"{record['peak_memory_bytes'] / 2**30:.2f} GiB")
+    peak = record["peak_memory_bytes"]
+    table.add_row("peak memory", "not known" if peak is None else f"{peak / 2**30:.2f} GiB")
     updated = record["parameters"]["updated_per_step"]["mean"]
     table.add_row(
         "parameters updated a step", f"{updated:,.0f} of {record['parameters']['total']:,}"
@@ -243,7 +271,7 @@ def main() -> None:
     """Entry point: every error of the user's is one line and exit code 2, a machine's has 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        app(standalone_mode=False)
+        app(prog_name="rgft", standalone_mode=False)
     except InputError as error:
         fail(str(error), 2)
     except EngagementError as error:
@@ -252,7 +280,9 @@ def main() -> None:
         print(error.format_message(), file=sys.stderr)
         raise SystemExit(2) from None
     except click.ClickException as error:
-        fail(f"{error.format_message()} (see `rgft --help`)", 2)
+        context = getattr(error, "ctx", None)
+        command = "rgft" if context is None else context.command_path
+        fail(f"{error.format_message()} (see `{command} --help`)", 2)
     except (KeyboardInterrupt, click.Abort):
         fail("stopped", 1)
     except (OSError, MemoryError, RuntimeError) as error:

@@ -94,9 +94,9 @@ def _components(model: nn.Module, drafted: list[Draft]) -> list[Component]:
     components = []
     for draft in sorted(drafted, key=lambda draft: draft.depth):
         slices = tuple(
-            ParameterSlice(names[id(p.parameter)], p.dim, p.start, p.stop) for p in draft.pieces
+            ParameterSlice(names[id(p.parameter)], p.dim, p.start, p.stop) for p in draft.portions
         )
         if slices:
-            numel = sum(piece.numel for piece in draft.pieces)
+            numel = sum(portion.numel for portion in draft.portions)
             components.append(Component(draft.name, draft.kind, draft.depth, slices, numel))
     return components

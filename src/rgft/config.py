@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
-from rgft.errors import InputError
 from rgft.policies import Policy
+from rgft.rules import SHARE, SWITCH, Rule, check, number, optional, whole
 from rgft.signals import NORMS, Signal, Statistics
 
-Rule = tuple[Callable[[Any], bool], str]  # whether a value is allowed; what is
 ENGAGEMENT = ("error", "warn", "off")
 
 
@@ -32,6 +30,7 @@ class Config:
         alpha: Strength of the scaling policies, >= 0.
         top: Share of components that selection policies train, in (0, 1].
         floor: Multiplier of components that are not selected, in [0, 1]; 0 freezes them.
+        rate: Most that a step of the policy "purchase" may cost, as a share of a full step.
         decay: Base of layer-wise learning-rate decay, in (0, 1].
         unfrozen_by: Share of the run after which gradual unfreezing has opened all, in (0, 1].
         mean_one: Divide the multipliers by their mean over trained components.
@@ -44,6 +43,7 @@ class Config:
             gradient computed (not applied) so that they can come back; 0 for never.
         probe_samples: Samples in the probe batch of per-sample signals.
         always_train: Kinds of components that are never frozen.
+        frozen_below: Components of smaller depth stay frozen (but for kinds in `always_train`).
         total_steps: Optimizer steps of the run; needed by gradual unfreezing.
         engagement: What happens when a plan is found not to be carried out: "error", "warn", "off".
         history_rows: Most steps of the map's history that are kept.
@@ -59,6 +59,7 @@ class Config:
     alpha: float = 1.0
     top: float = 0.5
     floor: float = 0.0
+    rate: float = 0.6
     decay: float = 0.9
     unfrozen_by: float = 0.5
     mean_one: bool = False
@@ -69,62 +70,46 @@ class Config:
     probe_every: int = 1
     probe_samples: int = 16
     always_train: tuple[str, ...] = ("head",)
+    frozen_below: int = 0
     total_steps: int | None = None
     engagement: str = "error"
     history_rows: int = 1000
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, (holds, allowed) in RULES.items():
-            value = getattr(self, name)
-            if not holds(value):
-                raise InputError(f"{name} is {value!r}; allowed: {allowed}")
-
-
-def _number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _share(value: Any) -> bool:
-    return _number(value) and 0 < value <= 1
-
-
-def _whole(least: int) -> Rule:
-    def holds(value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-    return holds, f"a whole number >= {least}"
+        check(self, RULES)
 
 
 def _kinds(value: object) -> bool:
     return isinstance(value, tuple) and all(isinstance(kind, str) for kind in value)
 
 
-SWITCH: Rule = (lambda v: isinstance(v, bool), "True or False")
 RULES: dict[str, Rule] = {
     "signal": (
         lambda v: isinstance(v, (str, Signal)) or callable(v),
         "a name, a Signal or a function of Statistics",
     ),
-    "p": (lambda v: _number(v) and v in NORMS, "1, 2 or inf"),
-    "beta": (lambda v: _number(v) and 0 <= v < 1, "in [0, 1)"),
+    "p": (lambda v: number(v) and v in NORMS, "1, 2 or inf"),
+    "beta": (lambda v: number(v) and 0 <= v < 1, "in [0, 1)"),
     "bias_correction": SWITCH,
     "policy": (lambda v: isinstance(v, (str, Policy)), "a name or a Policy"),
-    "alpha": (lambda v: _number(v) and 0 <= v < math.inf, "a finite number >= 0"),
-    "top": (_share, "in (0, 1]"),
-    "floor": (lambda v: _number(v) and 0 <= v <= 1, "in [0, 1]"),
-    "decay": (_share, "in (0, 1]"),
-    "unfrozen_by": (_share, "in (0, 1]"),
+    "alpha": (lambda v: number(v) and 0 <= v < math.inf, "a finite number >= 0"),
+    "top": SHARE,
+    "floor": (lambda v: number(v) and 0 <= v <= 1, "in [0, 1]"),
+    "rate": SHARE,
+    "decay": SHARE,
+    "unfrozen_by": SHARE,
     "mean_one": SWITCH,
     "lag": SWITCH,
-    "every": _whole(1),
-    "warmup": _whole(0),
-    "min_stay": _whole(0),
-    "probe_every": _whole(0),
-    "probe_samples": _whole(1),
+    "every": whole(1),
+    "warmup": whole(0),
+    "min_stay": whole(0),
+    "probe_every": whole(0),
+    "probe_samples": whole(1),
+    "frozen_below": whole(0),
     "always_train": (_kinds, "a tuple of kinds, such as ('head',)"),
-    "total_steps": (lambda v: v is None or _whole(1)[0](v), "a whole number >= 1"),
+    "total_steps": optional(whole(1)),
     "engagement": (lambda v: v in ENGAGEMENT, f"one of {', '.join(ENGAGEMENT)}"),
-    "history_rows": _whole(2),
-    "seed": _whole(0),
+    "history_rows": whole(2),
+    "seed": whole(0),
 }

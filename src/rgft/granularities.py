@@ -13,7 +13,7 @@ from rgft.errors import InputError
 from rgft.structure.architecture import Part, blocks, outline
 from rgft.structure.attention_heads import Head, split_heads
 from rgft.structure.layers import unwrapped
-from rgft.structure.projections import Piece, UnsplittableError
+from rgft.structure.projections import Portion, UnsplittableError
 
 Grouping = Callable[[str, Parameter], str]
 Granularity = str | Grouping
@@ -29,13 +29,13 @@ class Draft:
         name: Unique among the components of a partition.
         kind: What it is.
         depth: Position in the forward pass.
-        pieces: What it holds; may be nothing.
+        portions: What it holds; may be nothing.
     """
 
     name: str
     kind: str
     depth: int
-    pieces: tuple[Piece, ...]
+    portions: tuple[Portion, ...]
 
 
 def drafts(model: nn.Module, granularity: Granularity) -> list[Draft]:
@@ -55,7 +55,7 @@ def drafts(model: nn.Module, granularity: Granularity) -> list[Draft]:
 
 
 def _whole(name: str, kind: str, depth: int, parameters: Iterable[Parameter]) -> Draft:
-    return Draft(name, kind, depth, tuple(Piece(p) for p in parameters))
+    return Draft(name, kind, depth, tuple(Portion(p) for p in parameters))
 
 
 # -- by structure ----------------------------------------------------------------------------
@@ -110,16 +110,18 @@ def _divided(model: nn.Module, by_head: bool) -> list[Draft]:
 
 def _headed(attention: Draft, heads: list[Head]) -> list[Draft]:
     """The heads of an attention, then what is left of it."""
-    own = {id(piece.parameter) for piece in attention.pieces}
+    own = {id(portion.parameter) for portion in attention.portions}
     found = []
     taken: set[int] = set()
     for head in heads:
         # a weight tied to that of a layer below is that layer's
-        pieces = [p for p in head.pieces if id(p.parameter) in own]
-        taken.update(id(p.parameter) for p in pieces)
+        portions = [p for p in head.portions if id(p.parameter) in own]
+        taken.update(id(p.parameter) for p in portions)
         name = f"{attention.name}.{head.name}"
-        found.append(Draft(name, head.kind, attention.depth, tuple(pieces)))
-    rest = [piece.parameter for piece in attention.pieces if id(piece.parameter) not in taken]
+        found.append(Draft(name, head.kind, attention.depth, tuple(portions)))
+    rest = [
+        portion.parameter for portion in attention.portions if id(portion.parameter) not in taken
+    ]
     return [*found, _whole(attention.name, attention.kind, attention.depth, rest)]
 
 

@@ -26,10 +26,11 @@ from rgft.execution.freezing import apply_freezing, drop_gradients
 from rgft.execution.learning_rates import VirtualGroups
 from rgft.execution.measuring import Measuring, Scores
 from rgft.execution.slices import SliceUpdates
-from rgft.plan import Plan, uniform_plan
+from rgft.plan import Plan
 from rgft.policies import Situation, find_policy
 from rgft.policies.options import hold, mean_one
 from rgft.signals import Signal, find_signal
+from rgft.spending import Spending
 
 LAG_REFUSAL = "lag=False cannot freeze (backward has already run); use lag=True"
 Probe = Callable[[int], Iterable[Tensor]]
@@ -43,7 +44,8 @@ class Guide:
 
     At each optimizer step the guide scores every component, smooths the scores into the error map,
     and scales the learning rates by the plan in force. Every `config.every` steps it decides the
-    next plan. It works through hooks on the optimizer: the loop stays as it is.
+    next plan. It works through hooks on the optimizer: the loop stays as it is. A run that ends
+    before the first of these decisions is in force gives a `RuntimeWarning`.
 
     .. math:: \theta_k \leftarrow \theta_k - \eta_0 f(E_k, \{E_j\}) (g_k + \lambda \theta_k)
 
@@ -53,6 +55,7 @@ class Guide:
         config: What to do.
         probe: For the signals "fisher" and "signal-to-noise": given n, yields the losses of n
             samples one by one, each a scalar with a gradient.
+        spending: For the policy "purchase", which must know what steps cost; see `Spending`.
 
     Attributes:
         error_map: The map, with its history.
@@ -84,8 +87,10 @@ class Guide:
         config: Config | None = None,
         *,
         probe: Probe | None = None,
+        spending: Spending | None = None,
     ) -> None:
         self.config = config or Config()
+        self.spending = spending
         self.optimizer = _plain(optimizer)
         previous = _GUIDES.get(model, lambda: None)()
         if previous is not None and previous._unfreeze.alive:
@@ -101,7 +106,7 @@ class Guide:
                 f"the signal {self.config.signal!r} needs per-sample losses: "
                 "give Guide(..., probe=...)"
             )
-        if self._policy.freezes and not self.config.lag:
+        if (self._policy.freezes or self.config.frozen_below) and not self.config.lag:
             raise InputError(LAG_REFUSAL)
         if signal.source != "gradient" and not self.config.lag:
             raise InputError(
@@ -119,9 +124,19 @@ class Guide:
             history_rows=self.config.history_rows,
         )
         self._always = torch.tensor([c.kind in self.config.always_train for c in adapted])
+        self._never = torch.tensor([not self._may_train(c) for c in adapted])
+        if bool(self._never.all()):
+            raise InputError(
+                f"frozen_below is {self.config.frozen_below}; allowed: at most "
+                f"{max(c.depth for c in adapted)}, the largest depth in this model"
+            )
         self._engagement = Engagement(model, self.binding, self.config.engagement)
         self._groups, self._slices = VirtualGroups(), SliceUpdates(self.binding)
-        self._adopt(uniform_plan(adapted))
+        pieces = self.binding.pieces
+        self._revivable = frozenset(p.parameter for p in pieces if not self._never[p.component])
+        self._adopt(Plan(adapted, tuple((~self._never).double().tolist())))
+        # steps before the first decision
+        self._first = self.config.warmup or (self.config.every if self._policy.uses_error else 0)
         self.step = 0
         self.seconds = 0.0
         self._switched = torch.zeros(len(adapted), dtype=torch.long)
@@ -135,10 +150,12 @@ class Guide:
         # An optimizer class whose step calls its parent's runs the hooks of both, one in the other.
         self._stepping: FrameType | None = None
         self._nested = 0
-        self._raw = torch.ones(len(adapted), dtype=torch.float64)
+        self._raw = (~self._never).double()
         parameters = tuple(self.binding.parameters.values())
         self._unfreeze: weakref.finalize[Any, Any] = weakref.finalize(self, _unfreeze, parameters)
         _GUIDES[model] = weakref.ref(self)
+        if self.config.total_steps is not None:
+            self._warn_if_idle(self.config.total_steps)
         self._start()
         self._handles: list[RemovableHandle] = [
             self.optimizer.register_step_pre_hook(self._before_step),
@@ -157,6 +174,11 @@ class Guide:
         parameters = self.binding.parameters
         return frozenset(name for name, p in parameters.items() if p.requires_grad)
 
+    def _may_train(self, component: Component) -> bool:
+        """Whether a component is not frozen for good."""
+        kept = component.kind in self.config.always_train
+        return kept or component.depth >= self.config.frozen_below
+
     @property
     def probing(self) -> bool:
         """Whether the next step also scores frozen components (it does not update them)."""
@@ -164,7 +186,12 @@ class Guide:
         wanted = (
             self._policy.uses_error and every > 0 and self._measuring.signal.source == "gradient"
         )
-        if not wanted or all(self.plan.trained) or not self._due(self.step + 1):
+        resting = any(
+            not on
+            for on, c in zip(self.plan.trained, self.components, strict=True)
+            if self._may_train(c)
+        )
+        if not wanted or not resting or not self._due(self.step + 1):
             return False
         return ((self.step + 1 - self.config.warmup) // self.config.every) % every == 0
 
@@ -174,6 +201,7 @@ class Guide:
         Raises:
             EngagementError: The last plan was not carried out.
         """
+        guided = self.step if self._unfreeze.alive else 0
         for handle in self._handles:
             handle.remove()
         self._unfreeze()
@@ -182,6 +210,8 @@ class Guide:
             self._engagement.judge(checks)
         finally:
             self._engagement.end()
+        if guided and self.config.total_steps is None:
+            self._warn_if_idle(guided)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors, numbers and strings."""
@@ -200,7 +230,7 @@ class Guide:
         """Go on from where `state_dict` was taken.
 
         Raises:
-            InputError: The state is of another model or granularity.
+            InputError: The state is of another model, granularity or settings, or is damaged.
         """
         names = [c.name for c in self.binding.components]
         if list(state.get("components", ())) != names:
@@ -213,6 +243,12 @@ class Guide:
                 f"this state was saved with {state['settings']}, the guide has "
                 f"{self._settings()}; load it with the settings it was saved with"
             )
+        for part in ("lr_scale", "raw", "switched"):
+            if len(state[part]) != len(names):
+                raise InputError(
+                    f"{part} of this state has {len(state[part])} values for {len(names)} "
+                    "components: it is damaged; load another"
+                )
         self.error_map.load_state_dict(state["error_map"])
         self._raw = state["raw"].clone()
         self._warned = int(state["error_map"]["skipped"])
@@ -235,10 +271,22 @@ class Guide:
 
     def _start(self) -> None:
         """The first plan: all train, unless the policy needs no map to decide."""
-        if not self._policy.uses_error and self.config.warmup == 0:
+        if self._first == 0:
             self._decide(self.error_map.values.double())
         self._apply()
         self._engagement.begin(self.plan)
+
+    def _warn_if_idle(self, steps: int) -> None:
+        """Say so if a run of that many steps ends before a plan of the policy's is in force."""
+        if self._first == 0 or steps > self._first - (not self.config.lag):
+            return
+        warnings.warn(
+            f"the method does nothing in this run: it first decides after step {self._first}, and "
+            f"the run has {steps}, all at the plain learning rate; lower every or warmup, or train "
+            "longer",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         if self._stepping is not None and _running(self._stepping):
@@ -318,8 +366,7 @@ class Guide:
                 RuntimeWarning,
                 stacklevel=2,
             )
-        first = self.config.warmup or (self.config.every if self._policy.uses_error else 0)
-        if self._policy.changes or self.step <= first:
+        if self._policy.changes or self.step <= self._first:
             before = self.plan.trained
             self._decide(error)
             if self.plan.trained != before:
@@ -336,6 +383,7 @@ class Guide:
                 f"each of the {len(previous)} components"
             )
         scale[self._always & (scale == 0)] = 1.0
+        scale[self._never] = 0.0
         if self.config.min_stay and self.step:
             scale = hold(scale, self._raw, self.step - self._switched, self.config.min_stay)
         self._raw = scale
@@ -347,7 +395,7 @@ class Guide:
                 f"component of kind {' or '.join(self.config.always_train) or '-'}, which always "
                 "trains"
             )
-        freezes = bool((scale == 0).any())
+        freezes = bool(((scale == 0) & ~self._never).any())
         if freezes and not self.config.lag:
             raise InputError(LAG_REFUSAL)
         if freezes and self._policy.uses_error and self._measuring.signal.source == "update":
@@ -378,15 +426,17 @@ class Guide:
             error=error.cpu(),
             components=self.binding.components,
             always=self._always,
+            never=self._never,
             step=self.step,
             total_steps=self.config.total_steps,
             generator=self._generator,
+            costs=None if self.spending is None else self.spending.costs(self.binding.components),
         )
 
     def _apply(self) -> None:
         """Put the plan in force for the next forward pass."""
         self._engagement.paused = self.probing
-        apply_freezing(self._scale, probing=self.probing)
+        apply_freezing(self._scale, self._revivable if self.probing else frozenset())
 
 
 def _unfreeze(parameters: tuple[nn.Parameter, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rgft.config import Config
-from rgft.errors import InputError
+from rgft.errors import unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,18 +17,27 @@ class Method:
         config: Settings of the guide.
         lr: Learning rate to start a sweep from.
         lora: Whether LoRA pairs are added and trained in place of the model's own weights.
+        survey: Whether a run with a budget first asks what each layer knows, and freezes the rest.
+        budget_batch: Samples per step of a run with a budget.
+        budget_lr: Learning rate to start from with a budget; None for `lr`.
     """
 
     summary: str
     config: Config
     lr: float = 1e-4
     lora: bool = False
+    survey: bool = False
+    budget_batch: int = 32
+    budget_lr: float | None = None
 
 
 METHODS: dict[str, Method] = {
     "rgft": Method(
         "all components train; learning rate x (1 + alpha E/max E)",
         Config(policy="normalized-max"),
+        survey=True,
+        budget_batch=16,
+        budget_lr=3e-4,
     ),
     "rgft-rank": Method(
         "all components train; learning rate grows with the rank of E", Config(policy="rank")
@@ -53,7 +62,7 @@ METHODS: dict[str, Method] = {
     "linear-probing": Method("only the new head trains", Config(policy="head-only"), lr=1e-3),
     "suffix": Method("the share of components nearest the output trains", Config(policy="suffix")),
     "random": Method(
-        "a random share of components trains, redrawn at each decision",
+        "control: as many components as rgft-threshold trains, drawn anew at each decision",
         Config(policy="random", every=20, warmup=20),
     ),
     "inverse": Method(
@@ -82,5 +91,5 @@ def find_method(name: str) -> Method:
     'uniform'
     """
     if name not in METHODS:
-        raise InputError(f"unknown method '{name}'; allowed: {', '.join(METHODS)}")
+        raise unknown("method", name, METHODS)
     return METHODS[name]

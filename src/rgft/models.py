@@ -100,8 +100,9 @@ def _load(factory: Any, model: str, **settings: Any) -> Any:
                 f"'{model}' needs Python code that lies beside its weights, and such code is never "
                 "run; give a model of a type that transformers itself has"
             ) from error
+        reason = _line(error) if unreachable is None else _missing(unreachable)
         raise InputError(
-            f"cannot load '{model}': {_line(unreachable or error)}; give a folder that "
+            f"cannot load '{model}': {reason}; give a folder that "
             f"save_pretrained wrote, a hub id (needs a connection) or one of: {', '.join(PACKAGED)}"
         ) from error
 
@@ -115,6 +116,22 @@ def _unreachable(model: str) -> Exception | None:
     except Exception as error:  # of the hub or of whichever client it uses
         return error
     return None
+
+
+def _missing(error: Exception) -> str:
+    """What is missing, where the hub's client raised `error`."""
+    from huggingface_hub.errors import (  # noqa: PLC0415
+        HfHubHTTPError,
+        HFValidationError,
+        RepositoryNotFoundError,
+    )
+
+    said = "cannot be reached to look for it"
+    if isinstance(error, RepositoryNotFoundError):
+        said = "has no such model, or a private one"
+    elif isinstance(error, (HfHubHTTPError, HFValidationError)):
+        said = f"refuses it ({_line(error)})"
+    return f"no such folder is here, and the hub {said}"
 
 
 def _line(error: Exception) -> str:

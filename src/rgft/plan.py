@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from rgft.components import Component
@@ -49,8 +48,3 @@ class Plan:
 
 def _line(component: Component, scale: float) -> str:
     return f"{component.name}: {'frozen' if scale == 0 else f'x{scale:.3g}'}"
-
-
-def uniform_plan(components: Sequence[Component]) -> Plan:
-    """Every component at the scheduled learning rate."""
-    return Plan(tuple(components), (1.0,) * len(components))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,14 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from rgft.batches import Collator, Example, tokenize
+from rgft.budgeting import (
+    STANDARD_BATCH,
+    SURVEY_SHARE,
+    batch_shapes,
+    charged_survey,
+    full_fine_tuning_flops,
+    survey_batches,
+)
 from rgft.config import Config
 from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
@@ -23,6 +32,8 @@ from rgft.models import load_classifier, load_tokenizer
 from rgft.progress import waiting
 from rgft.settings import method_config
 from rgft.spec import RunSpec
+from rgft.spending import Spending, parse_budget
+from rgft.survey import Survey
 from rgft.tasks import TaskData, load_folder, load_task
 
 
@@ -38,6 +49,9 @@ class Prepared:
     lr: float
     meter: FlopMeter
     examples: dict[str, list[Example]]
+    batch_size: int
+    spending: Spending | None = None
+    survey: Survey | None = None
 
     def sample_losses(self, count: int) -> Iterator[Tensor]:
         """Losses of the first training samples one by one, for the signals that need them.
@@ -88,16 +102,48 @@ def prepare(spec: RunSpec) -> Prepared:
             model = add_lora(model, rank)
         _check_guidance(model, config)
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
-    lr = spec.lr if spec.lr is not None else method.lr
-    meter = FlopMeter(model, reference)
-    return Prepared(task, tokenizer, model, method, config, lr, meter, examples)
+    meter, collate = FlopMeter(model, reference), Collator(tokenizer)
+    spending = None
+    if spec.budget is not None:
+        with waiting("pricing full fine-tuning"):
+            full = _full_flops(spec, reference, examples["train"], collate)
+            spending = Spending(meter, parse_budget(spec.budget), full=full)
+    surveyed = None
+    if spending is not None and method.survey and config.frozen_below == 0:
+        with waiting("surveying the model"):
+            device = next(model.parameters()).device
+            batches = survey_batches(examples["train"], collate, device, spec.seed)
+            allowance = SURVEY_SHARE * spending.flops_limit
+            surveyed = charged_survey(model, meter, batches, allowance)
+        config = replace(config, frozen_below=surveyed.frozen_below())
+    lr, batch_size = _rate_and_batch(spec, method)
+    return Prepared(
+        task, tokenizer, model, method, config, lr, meter, examples, batch_size, spending, surveyed
+    )
+
+
+def _full_flops(spec: RunSpec, costs: CostModel, rows: Sequence[Example], collate: Collator) -> int:
+    """What full fine-tuning on these rows would cost."""
+    lengths = [len(row["input_ids"]) for row in rows]
+    size = spec.batch_size or STANDARD_BATCH
+    shapes = batch_shapes(lengths, batch_size=size, epochs=spec.epochs, seed=spec.seed)
+    longest = dict(max(rows, key=lambda row: len(row["input_ids"])))
+    return full_fine_tuning_flops(costs, shapes, longest, collate)
+
+
+def _rate_and_batch(spec: RunSpec, method: Method) -> tuple[float, int]:
+    """Learning rate and samples a step: the user's, or the method's for runs like this."""
+    thrifty = spec.budget is not None
+    lr = method.budget_lr if thrifty and method.budget_lr is not None else method.lr
+    batch = method.budget_batch if thrifty else STANDARD_BATCH
+    return spec.lr if spec.lr is not None else lr, spec.batch_size or batch
 
 
 def _check_guidance(model: nn.Module, config: Config) -> None:
     """Say now, not after the start, what the guide cannot use."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=0.0)
-    trial = replace(config, total_steps=config.total_steps or 1)
+    trial = replace(config, total_steps=config.total_steps or sys.maxsize)
     Guide(model, optimizer, trial, probe=lambda count: ()).close()
 
 

@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 from rgft.costs import FlopMeter
 from rgft.errors import InputError
 from rgft.integrations.transformers import RGFTCallback
+from rgft.spending import Spending
 
 Totals = dict[str, Any]
 
@@ -185,6 +186,37 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
             "full": self.meter.full,
         }
         return {"args": {}, "attributes": attributes}
+
+
+class Pace(TrainerCallback):  # type: ignore[misc]
+    """Evaluates and saves at equal shares of a budget, and at its end.
+
+    Args:
+        spending: What has been spent.
+        stages: How many evaluations there are.
+    """
+
+    def __init__(self, spending: Spending, stages: int) -> None:
+        self._spending, self._stages = spending, stages
+        self._before = 0.0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A resumed run has passed what it had passed."""
+        del args, state, control, kwargs
+        self._before = self._spending.progress
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Ask for an evaluation and a checkpoint where a stage ends."""
+        del args, state, kwargs
+        passed = self._spending.progress
+        stage_ends = int(passed * self._stages) > int(self._before * self._stages)
+        self._before = passed
+        if stage_ends or control.should_training_stop:
+            control.should_evaluate = control.should_save = True
 
 
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]

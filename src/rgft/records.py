@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import platform
-import resource
 import subprocess
 import sys
 from importlib import metadata
@@ -16,6 +15,11 @@ import torch
 
 from rgft.atomic import write_text_atomically
 from rgft.errors import InputError
+
+try:
+    import resource
+except ImportError:  # not a Unix
+    resource = None  # type: ignore[assignment]
 
 SCHEMA = 1
 RUN_FILE = "run.json"
@@ -105,10 +109,15 @@ def note_environment(record: dict[str, Any], step: int) -> None:
         record |= found
 
 
-def peak_memory_bytes() -> int:
-    """Most memory held so far: on the accelerator, or resident where there is none."""
+def peak_memory_bytes() -> int | None:
+    """Most memory held so far: on the accelerator, or resident where there is none.
+
+    None where the system does not tell.
+    """
     if torch.cuda.is_available():
         return int(torch.cuda.max_memory_allocated())
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

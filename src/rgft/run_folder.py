@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -50,7 +51,9 @@ def begin(spec: RunSpec, output_dir: Path, *, resume: bool, overwrite: bool) -> 
             name = min(changed)
             raise InputError(
                 f"{name} was {before.get(name)!r} in the run to resume and is "
-                f"{given[name]!r} now; resume with the same settings, or start anew"
+                f"{given[name]!r} now; resume with the same settings or, once it has finished, "
+                "train on from its model in another folder: "
+                f"--model {shlex.quote(str(output_dir))} --output-dir NEW"
             )
         record.pop("step", None)
         return record

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 from rgft.config import Config
-from rgft.errors import InputError
+from rgft.errors import InputError, unknown
 from rgft.methods import Method
 from rgft.spec import RunSpec
 
@@ -44,10 +44,9 @@ def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
     >>> typed({"p": "inf", "always_train": "head,embedding"})
     {'p': inf, 'always_train': ('head', 'embedding')}
     """
-    unknown = [name for name in settings if name not in DEFAULTS]
-    if unknown:
-        allowed = ", ".join([*DEFAULTS, "lora_rank"])
-        raise InputError(f"unknown setting '{unknown[0]}'; allowed: {allowed}")
+    for name in settings:
+        if name not in DEFAULTS:
+            raise unknown("setting", name, [*DEFAULTS, "lora_rank"])
     return {name: _typed(name, value) for name, value in settings.items()}
 
 

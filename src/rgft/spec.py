@@ -12,6 +12,17 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rgft.errors import InputError
+from rgft.rules import POSITIVE, Rule, check, optional, whole
+from rgft.spending import parse_budget
+
+RULES: dict[str, Rule] = {
+    "epochs": POSITIVE,
+    "lr": optional(POSITIVE),
+    "seed": (lambda v: whole(0)[0](v) and v < 2**32, "a whole number, 0 to 2^32 - 1"),
+    "batch_size": optional(whole(1)),
+    "max_length": whole(4),
+    "evaluations": whole(1),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +38,13 @@ class RunSpec:
         method: A name in `rgft.METHODS`.
         epochs: Passes over the training data.
         lr: Peak learning rate; None for the method's own.
-        seed: Of the head, of the order of the data, of dropout and of the method.
-        batch_size: Samples per optimizer step.
+        seed: Of the head, the order of the data, dropout and the method.
+        budget: Share of the FLOPs of full fine-tuning ("0.3"), or a time ("20min"); None for none.
+        batch_size: Samples per optimizer step; None for the method's own (32 without a budget).
         max_length: Tokens a text is cut at.
         granularity: How components are cut; None for the method's own.
         settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
-        evaluations: Looks at the validation split per epoch; a checkpoint is saved at each.
+        evaluations: Evaluations of the validation split, and checkpoints, per epoch (about).
     """
 
     model: str = "minilm"
@@ -44,24 +56,17 @@ class RunSpec:
     epochs: float = 3.0
     lr: float | None = None
     seed: int = 0
-    batch_size: int = 32
+    budget: str | None = None
+    batch_size: int | None = None
     max_length: int = 128
     granularity: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluations: int = 4
 
     def __post_init__(self) -> None:
-        checks = {
-            "epochs": (_positive(self.epochs), "a number > 0"),
-            "lr": (self.lr is None or _positive(self.lr), "a number > 0"),
-            "seed": (_whole(self.seed, 0) and self.seed < 2**32, "a whole number, 0 to 2^32 - 1"),
-            "batch_size": (_whole(self.batch_size, 1), "a whole number >= 1"),
-            "max_length": (_whole(self.max_length, 4), "a whole number >= 4"),
-            "evaluations": (_whole(self.evaluations, 1), "a whole number >= 1"),
-        }
-        for name, (holds, allowed) in checks.items():
-            if not holds:
-                raise InputError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}")
+        check(self, RULES)
+        if self.budget is not None:
+            parse_budget(self.budget)
         if self.task is None and self.data is None:
             raise InputError("no data: give --task NAME (see `rgft data`) or --data DIR")
 
@@ -135,11 +140,3 @@ def _written(setting: Any) -> str:
     if isinstance(setting, str):
         return setting
     return "inf" if setting == math.inf else json.dumps(setting)
-
-
-def _whole(value: Any, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < math.inf

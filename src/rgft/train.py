@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from rgft.checkpoints import FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
 from rgft.integrations.transformers import RGFTCallback
 from rgft.methods import find_method
+from rgft.models import PACKAGED
 from rgft.preparation import Prepared, prepare
 from rgft.progress import Progress, Quiet
-from rgft.recorder import RunRecorder, StopOnSignal, diverged, strip
+from rgft.recorder import Pace, RunRecorder, StopOnSignal, diverged, strip
 from rgft.run_folder import (
     begin,
     clear,
@@ -33,12 +35,14 @@ from rgft.run_folder import (
     save,
 )
 from rgft.spec import RunSpec, command
+from rgft.spending import parse_budget
 from rgft.storage import storage_problem
 from rgft.tasks import Kind
 
 EVALUATION_BATCH = 64
 WARMUP_SHARE = 0.06  # of all steps; RoBERTa's setting for GLUE (Liu et al. 2019)
 WEIGHT_DECAY = 0.01
+MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
 
 __all__ = ["RunSpec", "RunTrainer", "command", "run"]
 
@@ -61,6 +65,7 @@ def run(
         InputError: Something given cannot be used.
     """
     find_method(spec.method)
+    spec = _anywhere(spec)
     record = begin(spec, output_dir, resume=resume, overwrite=overwrite)
     if record["status"] == "finished":
         finish(output_dir)
@@ -100,6 +105,13 @@ def run(
             output_dir.rmdir()
 
 
+def _anywhere(spec: RunSpec) -> RunSpec:
+    """With folders by absolute paths: a record is used from other working folders, too."""
+    data = None if spec.data is None else os.path.abspath(spec.data)
+    folder = spec.model not in PACKAGED and Path(spec.model).exists()
+    return replace(spec, data=data, model=os.path.abspath(spec.model) if folder else spec.model)
+
+
 def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:
     """What is known of a run before it starts."""
     config = {k: v if _plain(v) else repr(v) for k, v in asdict(prepared.config).items()}
@@ -110,7 +122,9 @@ def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:
         "seed": spec.seed,
         "lr": prepared.lr,
         "epochs": spec.epochs,
-        "batch_size": spec.batch_size,
+        "budget": spec.budget,
+        "batch_size": prepared.batch_size,
+        "survey": None if prepared.survey is None else asdict(prepared.survey),
         "granularity": config["granularity"],
         "config": config,
         "rows": {split: len(rows) for split, rows in prepared.examples.items()},
@@ -120,13 +134,16 @@ def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:
 
 
 def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingArguments:
-    steps_per_epoch = math.ceil(len(prepared.examples["train"]) / spec.batch_size)
+    steps_per_epoch = math.ceil(len(prepared.examples["train"]) / prepared.batch_size)
     interval = math.ceil(steps_per_epoch / spec.evaluations)
-    total = math.ceil(spec.epochs * steps_per_epoch)
+    # with a budget training stops when it is spent, however cheap its steps
+    epochs = spec.epochs if spec.budget is None else math.ceil(spec.epochs * MOST_VISITS)
+    total = math.ceil(epochs * steps_per_epoch)
+    by_steps = "steps" if spec.budget is None else "no"
     return TrainingArguments(
         output_dir=str(output_dir / FOLDER),
-        num_train_epochs=spec.epochs,
-        per_device_train_batch_size=spec.batch_size,
+        num_train_epochs=epochs,
+        per_device_train_batch_size=prepared.batch_size,
         per_device_eval_batch_size=EVALUATION_BATCH,
         learning_rate=prepared.lr,
         lr_scheduler_type="linear",
@@ -134,9 +151,9 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
         weight_decay=WEIGHT_DECAY,
         seed=spec.seed,
         data_seed=spec.seed,
-        eval_strategy="steps",
+        eval_strategy=by_steps,
         eval_steps=interval,
-        save_strategy="steps",
+        save_strategy=by_steps,
         save_steps=interval,
         save_total_limit=2,
         logging_steps=max(1, min(10, interval)),
@@ -148,6 +165,13 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
     )
 
 
+def _stages(spec: RunSpec) -> int:
+    """Evaluations of a run with a budget: as many as full fine-tuning has for that share."""
+    assert spec.budget is not None
+    share = parse_budget(spec.budget).share or 1.0
+    return max(1, round(spec.evaluations * spec.epochs * share))
+
+
 def _execute(
     spec: RunSpec,
     prepared: Prepared,
@@ -156,9 +180,10 @@ def _execute(
     checkpoint: Path | None,
 ) -> dict[str, Any]:
     """Train, evaluate, write."""
-    guidance = RGFTCallback(prepared.config, prepared.sample_losses)
+    guidance = RGFTCallback(prepared.config, prepared.sample_losses, prepared.spending)
     recorder = RunRecorder(prepared.meter, guidance)
     interruption, progress = StopOnSignal(), Progress(prepared.task.metric)
+    pace = [] if prepared.spending is None else [Pace(prepared.spending, _stages(spec))]
     set_seed(spec.seed)
     trainer = RunTrainer(
         recorder,
@@ -168,7 +193,7 @@ def _execute(
         train_dataset=prepared.examples["train"],
         eval_dataset=prepared.examples["validation"],
         data_collator=Collator(prepared.tokenizer),
-        callbacks=[guidance, recorder, progress, interruption],
+        callbacks=[guidance, recorder, *pace, progress, interruption],
     )
     trainer.remove_callback(PrinterCallback)
     with interruption, progress:
@@ -219,6 +244,8 @@ def _outcome(trainer: Trainer, prepared: Prepared, recorder: RunRecorder) -> dic
             measured = trainer.predict(examples, metric_key_prefix=split).metrics
             recorder.totals["evaluate"] += measured[f"{split}_runtime"]
             results[split] = strip(measured, f"{split}_")
+    spending = prepared.spending
+    full = prepared.meter.full if spending is None else round(spending.full)
     parameters = list(prepared.model.parameters())
     components = recorder.components()
     return {
@@ -227,8 +254,8 @@ def _outcome(trainer: Trainer, prepared: Prepared, recorder: RunRecorder) -> dic
         "train_loss": recorder.train_loss,
         "flops": {
             "spent": prepared.meter.spent,
-            "full": prepared.meter.full,
-            "share": prepared.meter.share,
+            "full": full,
+            "share": prepared.meter.spent / full,
         },
         "seconds": {key: recorder.totals[key] for key in ("train", "overhead", "evaluate")},
         "peak_memory_bytes": records.peak_memory_bytes(),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import nn
 
 
-def apply_freezing(scale: Mapping[nn.Parameter, float], *, probing: bool) -> None:
+def apply_freezing(scale: Mapping[nn.Parameter, float], probed: Collection[nn.Parameter]) -> None:
     """Make exactly the planned parameters require a gradient in the next forward pass.
 
     Args:
         scale: Multiplier of each parameter; 0 freezes.
-        probing: Whether frozen parameters get a gradient too, to be scored and then dropped.
+        probed: Parameters that get a gradient even if frozen, to be scored and then dropped.
     """
     for parameter, multiplier in scale.items():
-        parameter.requires_grad_(multiplier > 0 or probing)
+        parameter.requires_grad_(multiplier > 0 or parameter in probed)
     drop_gradients(scale)
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,12 +15,17 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
 from rgft.config import Config
+from rgft.costs import FlopMeter
 from rgft.errors import InputError
 from rgft.guide import Guide, Probe
+from rgft.spending import Spending, parse_budget
+
+UNSPENT = 0.9  # a run that ends with less of its budget spent says so
 
 
 def encode_state(state: Mapping[str, Any]) -> str:
@@ -41,26 +47,45 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     Args:
         config: What to do; `total_steps` is filled in from the Trainer.
         probe: See `Guide`.
+        budget: What the run may spend: a share of full fine-tuning over the Trainer's steps (0.3),
+            or a time ("20min"). The learning-rate schedule then follows the budget, and training
+            stops when it is spent; or a `Spending` that was made before.
 
     Attributes:
         guide: The guide, from the start of training on.
+        spending: What has been spent, where there is a budget.
     """
 
-    def __init__(self, config: Config | None = None, probe: Probe | None = None) -> None:
+    def __init__(
+        self,
+        config: Config | None = None,
+        probe: Probe | None = None,
+        budget: float | str | Spending | None = None,
+    ) -> None:
         self.config = config or Config()
         self.probe = probe
         self.guide: Guide | None = None
+        self.spending = budget if isinstance(budget, Spending) else None
+        self._budget = None
+        if budget is not None and not isinstance(budget, Spending):
+            self._budget = parse_budget(str(budget))
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Bind to the model and the optimizer; on resuming, take the saved state over."""
-        del args, control
+        del control
         if self.guide is not None:  # of a train() before this one, perhaps cut off
             self.guide.close()
         model: nn.Module = kwargs["model"]
         config = replace(self.config, total_steps=self.config.total_steps or state.max_steps)
-        self.guide = Guide(model, kwargs["optimizer"], config, probe=self.probe)
+        if self._budget is not None:
+            batches = state.max_steps * args.gradient_accumulation_steps
+            self.spending = Spending(FlopMeter(model), self._budget, batches=batches)
+        if self.spending is not None:
+            _pace(kwargs["lr_scheduler"], self.spending, state.max_steps)
+        optimizer = kwargs["optimizer"]
+        self.guide = Guide(model, optimizer, config, probe=self.probe, spending=self.spending)
         name = type(self).__name__
         saved = (state.stateful_callbacks or {}).get(name)
         if state.global_step and not saved:
@@ -70,7 +95,25 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             )
         if saved and state.global_step:
             self.guide.load_state_dict(decode_state(saved["attributes"]["guide"]))
+            if self.spending is not None:
+                self.spending.load_state_dict(saved["attributes"]["spending"])
         state.stateful_callbacks[name] = self.state()
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note what the step has cost, before the scheduler is asked for the next rate."""
+        del args, state, control, kwargs
+        if self.spending is not None:
+            self.spending.step()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop when the budget is spent."""
+        del args, state, kwargs
+        if self.spending is not None and self.spending.finished:
+            control.should_training_stop = True
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -79,8 +122,33 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         del args, state, control, kwargs
         if self.guide is not None:
             self.guide.close()
+        if self._budget is not None and self.spending is not None:
+            self.spending.meter.close()
+            if self.spending.progress < UNSPENT:
+                warnings.warn(
+                    f"training ended with {self.spending.progress:.0%} of the budget spent: its "
+                    "steps were cheaper than the budget allows; raise num_train_epochs, or lower "
+                    "the budget",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes to trainer_state.json."""
-        guide = {} if self.guide is None else {"guide": encode_state(self.guide.state_dict())}
-        return {"args": {}, "attributes": guide}
+        attributes: dict[str, Any] = {}
+        if self.guide is not None:
+            attributes["guide"] = encode_state(self.guide.state_dict())
+        if self.spending is not None:
+            attributes["spending"] = self.spending.state_dict()
+        return {"args": {}, "attributes": attributes}
+
+
+def _pace(scheduler: Any, spending: Spending, steps: int) -> None:
+    """Let the learning rate follow the budget in place of the steps."""
+    inner = getattr(scheduler, "scheduler", scheduler)
+    if not isinstance(inner, LambdaLR):
+        raise InputError(
+            f"the scheduler is a {type(inner).__name__}, which a budget cannot pace; use one that "
+            "is a function of the step (linear, cosine, constant: a LambdaLR)"
+        )
+    inner.lr_lambdas = [spending.paced(f, steps) for f in inner.lr_lambdas]

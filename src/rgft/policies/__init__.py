@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rgft.errors import InputError
+from rgft.errors import InputError, unknown
 from rgft.policies.controls import (
     bottom_share,
     gradual_unfreezing,
@@ -24,7 +24,7 @@ from rgft.policies.controls import (
     uniform,
 )
 from rgft.policies.scaling import normalized_max, normalized_sum, proportional, rank_based
-from rgft.policies.selection import top_share
+from rgft.policies.selection import bought, top_share
 from rgft.policies.situation import Policy, Situation
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ POLICIES: dict[str, NamedPolicy] = {
     "proportional": NamedPolicy(proportional),
     "top": NamedPolicy(top_share, ("top", "floor"), freezes=True),
     "bottom": NamedPolicy(bottom_share, ("top", "floor"), freezes=True),
+    "purchase": NamedPolicy(bought, ("rate",), freezes=True),
     "inverse": NamedPolicy(inverse, ("alpha",)),
     "uniform": NamedPolicy(uniform, uses_error=False, changes=False),
     "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False, freezes=True),
@@ -83,8 +84,8 @@ def find_policy(config: Config) -> Policy:
     if isinstance(config.policy, Policy):
         return config.policy
     if config.policy not in POLICIES:
-        allowed = ", ".join(POLICIES)
-        raise InputError(f"unknown policy '{config.policy}'; allowed: {allowed}, or a Policy")
+        more = ", or a Policy; the name of a method goes to --method or rgft.find_method"
+        raise unknown("policy", config.policy, POLICIES, more)
     named = POLICIES[config.policy]
     freezes = named.freezes and config.floor == 0
     settings = (*named.settings, *(("min_stay",) if freezes else ()))

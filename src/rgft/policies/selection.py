@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from rgft.errors import InputError
+from rgft.policies.purchase import purchase
 from rgft.policies.situation import Situation
 
 
@@ -14,12 +16,13 @@ def keep(situation: Situation, order: Tensor, top: float, floor: float) -> Tenso
     """Multiplier 1 for the first `ceil(top * n)` of `order`, `floor` for the rest.
 
     Args:
-        situation: Where it is decided; components in `situation.always` get 1 and do not compete.
+        situation: Where it is decided; components in `situation.always` get 1, those in
+            `situation.never` stay frozen, and neither compete.
         order: Indices of all components, best first, int64 `[K]`.
         top: Share of the competing components that is kept, in (0, 1].
         floor: Multiplier of the rest; 0 freezes them.
     """
-    competing = order[~situation.always[order]]
+    competing = order[~(situation.always | situation.never)[order]]
     chosen = competing[: max(1, math.ceil(round(top * len(competing), 9)))]
     scale = torch.full((len(order),), floor, dtype=torch.float64)
     scale[chosen] = 1.0
@@ -37,3 +40,25 @@ def top_share(situation: Situation, top: float, floor: float) -> Tensor:
     if situation.error.max() <= 0:
         return torch.ones_like(situation.error)
     return keep(situation, by_error(situation.error), top, floor)
+
+
+def bought(situation: Situation, rate: float) -> Tensor:
+    """The components with the largest sum of E that a step of cost `rate` can train, exactly.
+
+    All are affordable while the map is 0. See `rgft.policies.purchase`.
+
+    Raises:
+        InputError: What steps cost is not known.
+    """
+    if situation.costs is None:
+        raise InputError(
+            "the policy purchase needs to know what steps cost: give Guide(..., spending=...), "
+            "or --budget to rgft train"
+        )
+    values = torch.where(situation.never, 0.0, situation.error)
+    always = torch.nonzero(situation.always).flatten().tolist()
+    if float(values.max()) <= 0:
+        return torch.ones_like(situation.error)
+    scale = torch.zeros_like(situation.error)
+    scale[list(purchase(values.tolist(), situation.costs, rate, always))] = 1.0
+    return scale

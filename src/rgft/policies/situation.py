@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rgft.components import Component
+from rgft.costs import ComponentCosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,17 +20,21 @@ class Situation:
         error: The error map E, float64 `[K]`, on the host.
         components: The K components, in the order of the map.
         always: Components that must not be frozen (new task heads), bool `[K]`.
+        never: Components that stay frozen (below `Config.frozen_below`), bool `[K]`.
         step: Optimizer steps done so far.
         total_steps: Optimizer steps of the whole run, where known.
         generator: Source of randomness; part of the checkpoint.
+        costs: Costs of a step by component, relative to a full one, where spending is counted.
     """
 
     error: Tensor
     components: tuple[Component, ...]
     always: Tensor
+    never: Tensor
     step: int
     total_steps: int | None
     generator: torch.Generator
+    costs: ComponentCosts | None = None
 
     @property
     def depth(self) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,7 @@ class Run:
         batch_size: Samples per step.
         granularity: How the model was split into components.
         config: The method's settings.
-        command: Shell command that repeats the run.
+        command: Shell command that repeats the run, in a new folder beside it.
         versions: Version by package name.
         hardware: What it ran on.
         started: Start, ISO 8601.
@@ -129,10 +130,10 @@ def load_run(run_dir: Path) -> Run:
     """
     fields = Fields(read_run(run_dir), str(run_dir / RUN_FILE))
     _check_status(fields)
-    return _parse(fields, load_grid(run_dir / "error_map.parquet"))
+    return _parse(fields, load_grid(run_dir / "error_map.parquet"), f"{run_dir.resolve()}-again")
 
 
-def _parse(fields: Fields, error_map: ErrorGrid | None) -> Run:
+def _parse(fields: Fields, error_map: ErrorGrid | None, again: str) -> Run:
     parameters = fields.inside("parameters")
     return Run(
         status=fields.text("status"),
@@ -145,7 +146,7 @@ def _parse(fields: Fields, error_map: ErrorGrid | None) -> Run:
         batch_size=fields.number("batch_size"),
         granularity=fields.optional_text("granularity"),
         config=fields.inside("config").values,
-        command=fields.text("command"),
+        command=f"{fields.text('command')} --output-dir {shlex.quote(again)}",
         versions=fields.inside("versions").values,
         hardware=fields.inside("hardware").values,
         started=fields.text("started"),

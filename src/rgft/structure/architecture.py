@@ -35,7 +35,7 @@ _EMBEDDING = re.compile(r"embed", re.IGNORECASE)
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of a model at granularity "layer".
+    """A part of a model at granularity "layer".
 
     Attributes:
         name: Component name, from the module path without the prefixes of wrappers.
@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A piece of a layer at granularity "block".
+    """A part of a layer at granularity "block".
 
     Attributes:
         name: "attention", "cross_attention", "feed_forward" or "norm" (or the attention's path).

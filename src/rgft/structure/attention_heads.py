@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from rgft.structure.head_ownership import UnmeasurableError, measure
 from rgft.structure.projections import (
-    Piece,
+    Portion,
     Projection,
     UnsplittableError,
     find_projections,
     listed,
-    pieces,
+    portions,
 )
 
 _HEAD_COUNTS = ("num_attention_heads", "num_heads", "n_heads", "n_head", "nhead")
@@ -29,12 +29,12 @@ class Head:
     Attributes:
         name: "head.3" or "kv_head.1".
         kind: "attention_head", or "kv_head" for keys and values that several heads read.
-        pieces: Rows of the input projections (biases too), columns of the output projection.
+        portions: Rows of the input projections (biases too), columns of the output projection.
     """
 
     name: str
     kind: str
-    pieces: tuple[Piece, ...]
+    portions: tuple[Portion, ...]
 
 
 def split_heads(attention: nn.Module, config: object, known: dict[object, Tensor]) -> list[Head]:
@@ -112,8 +112,8 @@ def _owned(inputs: list[Projection], out: Projection, owners: Tensor) -> list[He
     """Heads from ownership; features that several heads read make key-value heads."""
     heads = owners.shape[1]
     size = out.inputs // heads
-    queries: list[list[Piece]] = [[] for _ in range(heads)]
-    shared: dict[tuple[int, ...], list[Piece]] = {}
+    queries: list[list[Portion]] = [[] for _ in range(heads)]
+    shared: dict[tuple[int, ...], list[Portion]] = {}
     for projection, own in zip(
         inputs, torch.split(owners, [p.outputs for p in inputs]), strict=True
     ):
@@ -136,7 +136,7 @@ def _runs(owners: Tensor) -> Iterator[tuple[int, int, tuple[int, ...]]]:
         yield start, stop, tuple(owners[start].nonzero().flatten().tolist())
 
 
-def _named(queries: list[list[Piece]], shared: list[list[Piece]]) -> list[Head]:
+def _named(queries: list[list[Portion]], shared: list[list[Portion]]) -> list[Head]:
     found = [Head(f"head.{i}", "attention_head", tuple(p)) for i, p in enumerate(queries)]
     return found + [Head(f"kv_head.{i}", "kv_head", tuple(p)) for i, p in enumerate(shared)]
 
@@ -149,10 +149,10 @@ def _builtin_heads(attention: nn.MultiheadAttention) -> list[Head]:
     out = Projection("out_proj", attention.out_proj, width, width, False)
     heads = []
     for start in range(0, width, size):
-        held: list[Piece] = []
+        held: list[Portion] = []
         for i, weight in enumerate(apart):
             first, last = i * width + start, i * width + start + size
-            held += pieces([(fused, 0), (attention.in_proj_bias, 0)], 3 * width, first, last)
-            held += pieces([(weight, 0)], width, start, start + size)
+            held += portions([(fused, 0), (attention.in_proj_bias, 0)], 3 * width, first, last)
+            held += portions([(weight, 0)], width, start, start + size)
         heads.append(held + out.columns(start, start + size))
     return _named(heads, [])

@@ -24,7 +24,7 @@ class UnsplittableError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Portion:
     """A parameter, or the part `start:stop` of it along a dimension."""
 
     parameter: Parameter
@@ -58,28 +58,28 @@ class Projection:
     outputs: int
     transposed: bool
 
-    def rows(self, start: int, stop: int) -> list[Piece]:
+    def rows(self, start: int, stop: int) -> list[Portion]:
         """Weights, biases and LoRA B rows of the output features `start:stop`."""
         inner: Any = plain(self.module)
         found = [(inner.weight, int(self.transposed)), (inner.bias, 0)]
         for factor in _adapters(self.module, "lora_B"):
             found += [(factor.weight, 0), (factor.bias, 0)]
-        return pieces(found, self.outputs, start, stop)
+        return portions(found, self.outputs, start, stop)
 
-    def columns(self, start: int, stop: int) -> list[Piece]:
+    def columns(self, start: int, stop: int) -> list[Portion]:
         """Weights and LoRA A columns of the input features `start:stop`."""
         inner: Any = plain(self.module)
         found = [(inner.weight, 1 - int(self.transposed))]
         found += [(factor.weight, 1) for factor in _adapters(self.module, "lora_A")]
-        return pieces(found, self.inputs, start, stop)
+        return portions(found, self.inputs, start, stop)
 
 
-def pieces(
+def portions(
     tensors: list[tuple[Parameter | None, int]], features: int, start: int, stop: int
-) -> list[Piece]:
+) -> list[Portion]:
     """The part `start:stop` of those tensors whose given dimension is that many features."""
     return [
-        Piece(tensor, dim, start, stop)
+        Portion(tensor, dim, start, stop)
         for tensor, dim in tensors
         if tensor is not None and tensor.shape[dim] == features
     ]

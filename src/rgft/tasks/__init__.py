@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from rgft.errors import InputError
+from rgft.errors import unknown
 from rgft.tasks import hub, reviews
 from rgft.tasks.folder import load_folder
 from rgft.tasks.task import Kind, TaskData
@@ -86,8 +86,5 @@ def load_task(name: str, data: Path | None = None) -> TaskData:
         InputError: No task has that name, or it can be neither found nor fetched.
     """
     if name not in TASKS:
-        raise InputError(
-            f"task {name!r} does not exist; choose one of {', '.join(TASKS)}, or give your own "
-            "data as a folder with --data"
-        )
+        raise unknown("task", name, TASKS, "; your own data: a folder with --data")
     return TASKS[name].load(data)

@@ -32,7 +32,11 @@ def find_label_column(table: Table, named: str | None = None) -> str:
     found = [name for name in table.columns if name.lower() in LABEL_NAMES]
     if len(found) == 1:
         return found[0]
-    problem = "no label column was recognised" if not found else f"{found} could each be the label"
+    problem = (
+        f"{found} could each be the label"
+        if found
+        else f"no label column was recognised: none is called {', '.join(LABEL_NAMES)}"
+    )
     raise InputError(
         f"{table.source}: {problem} (columns: {list(table.columns)}); "
         f"name it with --label-column (label_column=...)"
@@ -53,7 +57,12 @@ def find_text_columns(
         InputError: A column named is missing or the label; or the choice is not clear.
     """
     if named is not None:
-        return _named_texts(table, label_column, named)
+        if label_column in named:
+            raise InputError(
+                f"text columns {list(named)} cannot be used: {label_column!r} is the label column; "
+                "correct --text-columns, or name the label with --label-column"
+            )
+        return require_texts(table, named)
     strings = [
         name
         for name, values in table.columns.items()
@@ -91,11 +100,16 @@ def require_column(table: Table, name: str, option: str) -> str:
     )
 
 
-def _named_texts(table: Table, label_column: str, named: Sequence[str]) -> tuple[str, ...]:
-    if len(named) not in (1, 2) or len(set(named)) != len(named) or label_column in named:
+def require_texts(table: Table, named: Sequence[str]) -> tuple[str, ...]:
+    """The columns named as texts, if the table has them.
+
+    Raises:
+        InputError: One is missing, or they are not one or two.
+    """
+    if len(named) not in (1, 2) or len(set(named)) != len(named):
         raise InputError(
             f"text columns {list(named)} cannot be used: give one, or two different ones for "
-            f"sentence pairs, other than the label column {label_column!r}"
+            "sentence pairs, with --text-columns"
         )
     return tuple(require_column(table, name, "--text-columns") for name in named)
 

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rgft.errors import InputError
-from rgft.tasks.columns import find_label_column, find_text_columns, require_column
+from rgft.tasks.columns import (
+    find_label_column,
+    find_text_columns,
+    require_column,
+    require_texts,
+)
 from rgft.tasks.labels import encode_labels, infer_scheme
 from rgft.tasks.splitting import with_validation
 from rgft.tasks.tables import SUFFIXES, Table, one_line, read_table
@@ -19,6 +24,7 @@ FILE_NAMES = {
     "validation": ("validation", "valid", "val", "dev"),
     "test": ("test",),
 }
+TRAINING = f"{', '.join(f'train{s}' for s in SUFFIXES[:-1])} or train{SUFFIXES[-1]}"
 _LOG = logging.getLogger(__name__)
 
 
@@ -44,6 +50,8 @@ def load_folder(
     """
     tables = read_folder(directory)
     train = tables["train"]
+    if text_columns is not None:  # before the label, whose detection may fail as well
+        require_texts(train, text_columns)
     label = find_label_column(train, label_column)
     texts = find_text_columns(train, label, text_columns)
     for table in tables.values():
@@ -74,13 +82,12 @@ def read_folder(directory: Path) -> dict[str, Table]:
     """
     if not directory.is_dir():
         found = "is a file" if directory.is_file() else "does not exist"
-        raise InputError(f"data folder {directory} {found}; give a folder that holds train.jsonl")
+        raise InputError(f"data folder {directory} {found}; give a folder that holds {TRAINING}")
     files = {split: _find_file(directory, names) for split, names in FILE_NAMES.items()}
     if files["train"] is None:
         here = one_line(", ".join(sorted(path.name for path in directory.iterdir())) or "nothing")
         raise InputError(
-            f"{directory} has no training file (it holds: {here}); "
-            f"give one called train with the ending {', '.join(SUFFIXES)}"
+            f"{directory} has no training file (it holds: {here}); give one called {TRAINING}"
         )
     return {split: read_table(path) for split, path in files.items() if path is not None}
 

@@ -152,8 +152,8 @@ def _from_hub(task: HubTask) -> Mapping[str, Table]:
         folders = " or ".join(f"${DATA_VARIABLE}/{folder}" for folder in task.folders)
         raise InputError(
             f"task {task.name!r} is not on this machine and cannot be fetched from the hub "
-            f"({type(problem).__name__}: {one_line(problem, 80)}); go online, or put "
-            f"train.jsonl (validation.jsonl, test.jsonl) into {folders}"
+            f"({type(problem).__name__}: {one_line(problem, 80)}); go online, or put train, "
+            f"validation and test as JSONL, CSV or Parquet into {folders}"
         ) from problem
     return {
         name: Table(f"{task.path} {name}", {column: list(rows[column]) for column in rows.features})

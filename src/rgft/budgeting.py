@@ -1,0 +1,86 @@
+"""What a run with a budget does before it starts: price full fine-tuning, survey the model."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import takewhile
+
+import torch
+from torch import Tensor, nn
+
+from rgft.batches import MULTIPLE, Collator, Example
+from rgft.costs import Action, CostModel, FlopMeter
+from rgft.survey import Survey, survey
+
+STANDARD_BATCH = 32  # samples a step of the full fine-tuning that a budget is a share of
+SURVEY_SAMPLES = 512
+SURVEY_SHARE = 0.1  # most of a budget that its survey may spend
+SURVEY_BATCH = 32
+
+
+Shape = tuple[int, int]  # rows, tokens
+
+
+def batch_shapes(
+    lengths: Sequence[int], *, batch_size: int, epochs: float, seed: int
+) -> Counter[Shape]:
+    """How often each batch shape occurs when texts are drawn at random, padded to the longest.
+
+    >>> batch_shapes([3, 9, 5, 4], batch_size=2, epochs=1.0, seed=0)
+    Counter({(2, 16): 1, (2, 8): 1})
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.tensor(lengths)
+    steps = math.ceil(epochs * math.ceil(len(tokens) / batch_size))
+    shapes: Counter[Shape] = Counter()
+    while steps > 0:
+        order = torch.randperm(len(tokens), generator=generator)
+        batches = torch.split(order, batch_size)[:steps]
+        steps -= len(batches)
+        for rows in batches:
+            shapes[len(rows), -(-int(tokens[rows].max()) // MULTIPLE) * MULTIPLE] += 1
+    return shapes
+
+
+def full_fine_tuning_flops(
+    costs: CostModel, shapes: Mapping[Shape, int], longest: Example, collate: Collator
+) -> int:
+    """FLOPs of steps that train everything, on batches of these shapes.
+
+    Args:
+        costs: Of the model that full fine-tuning would train.
+        shapes: How many batches of each shape there are.
+        longest: A sample with as many tokens as the longest batch.
+        collate: Makes batches.
+    """
+    total = 0
+    for (rows, tokens), count in sorted(shapes.items()):
+        example = {k: v[:tokens] if isinstance(v, list) else v for k, v in longest.items()}
+        graph = costs.graph(**collate([example] * rows))
+        total += count * costs.step(graph, Action(costs.names)).total
+    return total
+
+
+def survey_batches(
+    examples: Sequence[Example], collate: Collator, device: torch.device, seed: int
+) -> Iterator[dict[str, Tensor]]:
+    """Some samples in batches of like lengths, in random order."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(examples), generator=generator)[:SURVEY_SAMPLES].tolist()
+    drawn.sort(key=lambda i: len(examples[i]["input_ids"]))
+    count = math.ceil(len(drawn) / SURVEY_BATCH)
+    for i in torch.randperm(count, generator=generator).tolist():
+        rows = drawn[i * SURVEY_BATCH : (i + 1) * SURVEY_BATCH]
+        yield {k: v.to(device) for k, v in collate([examples[j] for j in rows]).items()}
+
+
+def charged_survey(
+    model: nn.Module, meter: FlopMeter, batches: Iterable[dict[str, Tensor]], allowance: float
+) -> Survey:
+    """Survey the model; what that costs is spent, and ends when it exceeds `allowance` FLOPs."""
+    start = meter.spent
+    affordable = takewhile(lambda _: meter.spent - start < allowance, batches)
+    with meter.charging():
+        return survey(model, affordable)

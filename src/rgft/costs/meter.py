@@ -1,0 +1,89 @@
+"""What training has cost so far."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from rgft.costs.graph import Graph
+from rgft.costs.model import Action, CostModel
+
+
+class FlopMeter:
+    """Adds up the FLOPs of training as it runs, and what full fine-tuning would have cost.
+
+    Every forward pass of `model` in training mode counts, with the backward pass that belongs to
+    the parameters requiring a gradient at that moment. The optimizer and evaluation do not count.
+
+    Args:
+        model: The model that trains.
+        reference: Costs of the model that full fine-tuning would train; by default `model` itself.
+            With LoRA: the model before the pairs were added.
+
+    Attributes:
+        spent: FLOPs so far.
+        full: FLOPs that full fine-tuning would have spent on the same batches.
+        batches: How many those are.
+        graph: Operations of the last of them.
+        detached: Paths of modules whose output passes no gradient at present.
+        skipped: Paths of modules that the next forward pass does not run.
+    """
+
+    def __init__(self, model: nn.Module, reference: CostModel | None = None) -> None:
+        self._costs = CostModel(model)
+        self._reference = reference or self._costs
+        self._model = model
+        self.spent = 0
+        self.full = 0
+        self.batches = 0
+        self.graph: Graph | None = None
+        self.detached: frozenset[str] = frozenset()
+        self.skipped: frozenset[str] = frozenset()
+        self._probing = self._charging = False
+        self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    @property
+    def share(self) -> float:
+        """Spent as a share of full fine-tuning; 0 before the first step."""
+        return self.spent / self.full if self.full else 0.0
+
+    @contextmanager
+    def probing(self) -> Iterator[None]:
+        """Forward passes in this block are spent, but full fine-tuning would not run them."""
+        self._probing = True
+        try:
+            yield
+        finally:
+            self._probing = False
+
+    @contextmanager
+    def charging(self) -> Iterator[None]:
+        """Like `probing`, and forward passes without gradients or in evaluation are spent, too."""
+        self._charging = True
+        try:
+            with self.probing():
+                yield
+        finally:
+            self._charging = False
+
+    def close(self) -> None:
+        """Stop counting."""
+        self._handle.remove()
+
+    def _count(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        learning = model.training and torch.is_grad_enabled()
+        if not (learning or self._charging):
+            return
+        trained = (n for n, p in model.named_parameters() if p.requires_grad and learning)
+        action = Action(frozenset(trained), self.detached, self.skipped)
+        graph = self._costs.graph(*args, **kwargs)
+        self.spent += self._costs.step(graph, action).total
+        if not self._probing:
+            self.graph, self.batches = graph, self.batches + 1
+            reference = self._reference
+            full = reference.graph(*args, **kwargs)
+            self.full += reference.step(full, Action(reference.names)).total

@@ -1,0 +1,111 @@
+"""Costs of training steps of a model, for any batch and any set of trained parameters."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
+
+from rgft.costs.graph import Graph, StepCost
+from rgft.costs.tracing import trace
+
+CACHED_GRAPHS, CACHED_STEPS = 256, 4096  # batch shapes; pairs of a shape and a plan
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What is done with a batch.
+
+    Attributes:
+        trained: Names of the parameters that require a gradient.
+        detached: Paths of modules whose output passes no gradient.
+        skipped: Paths of modules that are not run.
+    """
+
+    trained: frozenset[str]
+    detached: frozenset[str] = frozenset()
+    skipped: frozenset[str] = frozenset()
+
+
+class CostModel:
+    """FLOPs of training steps of one model, for any batch and any set of trained parameters.
+
+    Models whose work depends on values (they use operations that the meta device lacks) are traced
+    on the host instead, with zeros for weights and the values of the batch.
+
+    Args:
+        model: The model; a copy without weights is kept, later changes do not reach it.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> cost = CostModel(model).graph(torch.zeros(3, 4)).cost({"2.weight", "2.bias"})
+    >>> (cost.forward, cost.backward) == (2 * 3 * 4 * 8 + 2 * 3 * 8 * 2, 2 * 3 * 8 * 2)
+    True
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        self._model = _without_values(model).train()
+        self._buffers = {n: b.cpu().clone() for n, b in model.named_buffers()}
+        self._graphs: dict[Any, Graph] = {}
+        self._steps: dict[Any, StepCost] = {}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all parameters."""
+        return frozenset(name for name, _ in self._model.named_parameters())
+
+    def step(self, graph: Graph, action: Action) -> StepCost:
+        """`Graph.cost` of `action`, remembered."""
+        key = (id(graph), action)
+        if key not in self._steps:
+            if len(self._steps) >= CACHED_STEPS:
+                self._steps.clear()
+            self._steps[key] = graph.cost(
+                action.trained, detached=action.detached, skipped=action.skipped
+            )
+        return self._steps[key]
+
+    def graph(self, *args: Any, **kwargs: Any) -> Graph:
+        """The operations of `model(*args, **kwargs)`: only shapes and types matter."""
+        key = _shapes((args, kwargs), self._model.training)
+        if key not in self._graphs:
+            if len(self._graphs) >= CACHED_GRAPHS:
+                self._graphs.clear()
+                self._steps.clear()
+            try:
+                self._graphs[key] = trace(self._model, self._device, args, kwargs)
+            except NotImplementedError:
+                self._leave_meta()
+                self._graphs[key] = trace(self._model, self._device, args, kwargs)
+        return self._graphs[key]
+
+    def _leave_meta(self) -> None:
+        """Zeros on the host for weights; buffers keep their values."""
+        self._model = self._model.to_empty(device="cpu")
+        for parameter in self._model.parameters():
+            parameter.zero_()
+        for name, buffer in self._model.named_buffers():
+            buffer.copy_(self._buffers[name])
+
+
+def _without_values(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device; the values are never copied."""
+    memo: dict[int, Any] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        empty = torch.empty_like(tensor, device="meta")
+        memo[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+    twin = copy.deepcopy(model, memo)
+    for module in twin.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return twin
+
+
+def _shapes(tree: Any, training: bool) -> Any:
+    leaves, structure = tree_flatten(tree)
+    parts = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
+    return parts, str(structure), training

@@ -1,0 +1,362 @@
+"""The frozen deepest layers run once a sample: later forward passes reuse what they put out."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FunctionType, TracebackType
+from typing import Any
+
+import torch
+from torch import nn
+
+from rgft.errors import InputError
+from rgft.execution.interception import Call, Evaluation, Interception
+from rgft.execution.output_difference import largest_difference
+from rgft.execution.prefix_batch import Samples, read_samples
+from rgft.execution.prefix_forward import Forward, PrefixLayers
+from rgft.execution.prefix_weights import PrefixWeights, prefix_layers
+from rgft.execution.stored_samples import Storage, StoredSamples
+from rgft.structure.layers import unwrapped
+
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "int8": 5e-2}
+HALF_TOLERANCE = 3e-2  # of computation in 16 bits, whose rounding depends on the batch
+MODES = ("error", "warn")
+REASONS = {
+    "structure": "although nothing else changed: the model uses more of its first layers than the "
+    "hidden states of the last one",
+    "batching": "when samples are batched anew: they influence each other in the frozen layers",
+    "padding": "when samples are padded anew: positions are counted through the padding",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class CacheUse:
+    """What a prefix cache has done so far.
+
+    Attributes:
+        hits: Samples for which no layer of the prefix ran.
+        extended: Samples for which only the layers above a shallower boundary ran.
+        misses: Samples for which the whole prefix ran.
+        changed: Of the misses, samples whose input was not the one that had been stored.
+        checks: Batches on which outputs with and without the cache were compared; each cost two
+            forward passes.
+        samples: Entries now.
+        memory_bytes: Their size in memory.
+        disk_bytes: Their size in the file.
+        seconds: Time spent on storing and finding.
+    """
+
+    hits: int
+    extended: int
+    misses: int
+    changed: int
+    checks: int
+    samples: int
+    memory_bytes: int
+    disk_bytes: int
+    seconds: float
+
+
+class PrefixCache:
+    """Spares the forward pass of the frozen deepest layers of a model.
+
+    While the embeddings and the first b layers are frozen (`set_boundary`), what layer b puts out
+    is computed once for each sample and stored; from then on the layers do not run for batches of
+    stored samples. A batch names its samples by the argument `sample_ids`, which never reaches the
+    model. Padding is not stored, so that samples may be batched and padded anew at each visit. The
+    prefix always runs in evaluation mode and without gradients, stored or not: dropout is off and
+    batch normalisation uses its running statistics there.
+
+    Outputs with and without the cache are compared at the first batch, and again when samples first
+    come back in other batches or with other padding. A model for which they differ is refused.
+
+    Args:
+        model: The model that trains. It is left as it was by `close`.
+        storage: Where activations are kept, and how.
+        key: Name of the argument with the ids.
+        mode: What a refusal does: "error", or "warn" and go on without the cache.
+
+    Attributes:
+        layers: Names of the layers that can be cached.
+        paused: While true the model runs as if there were no cache (frozen layers are probed).
+        refused: Why the cache is out of use, or None.
+
+    Raises:
+        InputError: A setting cannot be used, or the model cannot be cached.
+
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    >>> for parameter in model[:2].parameters():
+    ...     _ = parameter.requires_grad_(False)
+    >>> with PrefixCache(model) as cache:
+    ...     cache.set_boundary(2)
+    ...     for _ in range(3):
+    ...         _ = model(torch.ones(1, 4), sample_ids=["a"])
+    ...     cache.use.misses, cache.use.hits
+    (1, 2)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        storage: Storage = Storage(),  # noqa: B008 - a value
+        *,
+        key: str = "sample_ids",
+        mode: str = "error",
+    ) -> None:
+        if mode not in MODES:
+            raise InputError(f"mode is {mode!r}; choose one of {', '.join(MODES)}")
+        if hasattr(model, "_orig_mod") or type(model._compiled_call_impl) is FunctionType:
+            raise InputError(
+                "the model is compiled as a whole, which fixes which layers run; compile its "
+                "layers instead (layer.compile()), or train without the prefix cache"
+            )
+        found = prefix_layers(model)
+        self.layers = tuple(name for name, _ in found)
+        self.paused = False
+        self.refused: str | None = None
+        self._model = model
+        self._modules = found
+        self._key, self._mode = key, mode
+        self._stored = StoredSamples(storage)
+        self._prefix = PrefixLayers(model, found)
+        self._weights: PrefixWeights | None = None
+        self._verified: set[str] = set()
+        self._repeats = False  # whether the model calls a layer several times
+        self._told = False
+        self._counts = dict.fromkeys(("hits", "extended", "misses", "checks"), 0)
+        self._main = getattr(unwrapped(model), "main_input_name", None)
+        self._positional = list(inspect.signature(model.forward).parameters)
+        self._interception = Interception(model, self._around)
+
+    def __enter__(self) -> PrefixCache:
+        """The cache itself; it is closed at the end of the block."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def boundary(self) -> int:
+        """Number of layers that are cached; 0 at first."""
+        return self._prefix.boundary
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the layers that do not run in the present forward pass; empty outside of one."""
+        forward = self._prefix.current
+        return () if forward is None else self.layers[: forward.start]
+
+    @property
+    def use(self) -> CacheUse:
+        """What it has done so far."""
+        store = self._stored.store
+        return CacheUse(
+            **self._counts,
+            changed=self._stored.changed,
+            samples=len(store),
+            memory_bytes=store.memory_used,
+            disk_bytes=store.disk_used,
+            seconds=self._stored.seconds,
+        )
+
+    def set_boundary(self, boundary: int) -> None:
+        """Cache the first `boundary` layers from the next forward pass on.
+
+        Samples stored at a shallower boundary stay of use: only the layers above it run for them,
+        once. Samples stored at a deeper one are dropped.
+
+        Raises:
+            InputError: There are not so many layers.
+        """
+        if not 0 <= boundary <= len(self.layers):
+            raise InputError(
+                f"boundary is {boundary}; this model has {len(self.layers)} layers that can be "
+                f"cached: give 0 to {len(self.layers)}"
+            )
+        if boundary == self.boundary:
+            return
+        self._follow_weights()
+        self._prefix.intercept(boundary)
+        self._stored.drop_above(boundary)
+        self._verified.clear()
+        layers = self._modules[:boundary]
+        self._weights = PrefixWeights(self._model, layers) if boundary else None
+        self._versions = self._weights.versions() if self._weights else ()
+        if self._stored.storage.folder is not None and self._weights is not None:
+            self._stored.label(self._weights.fingerprint(self._stored.storage.data))
+
+    def flush(self) -> None:
+        """Let a later run find what is in the folder now; worth while at each checkpoint."""
+        self._stored.store.flush()
+
+    def close(self) -> None:
+        """Leave the model as it was; a temporary folder is removed."""
+        self._follow_weights()
+        self._weights = None
+        self._prefix.intercept(0)
+        self._interception.remove()
+        self._stored.store.close()
+
+    def _follow_weights(self) -> None:
+        """Drop everything if the prefix has changed."""
+        if self._weights is None or (now := self._weights.versions()) == self._versions:
+            return
+        self._versions = now
+        self._verified.clear()
+        store = self._stored.store
+        if len(store):
+            warnings.warn(
+                "weights below the boundary of the prefix cache have changed; the activations of "
+                f"{len(store)} samples are dropped and computed again",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            store.clear()
+        if self._stored.storage.folder is not None:
+            self._stored.label(self._weights.fingerprint(self._stored.storage.data))
+
+    def _around(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """One forward pass of the model."""
+        ids = kwargs.pop(self._key, None)
+        idle = not self.boundary or self.paused or self.refused is not None
+        if idle or self._prefix.current is not None:
+            return call(*args, **kwargs)
+        self._check_frozen()
+        self._follow_weights()
+        samples = self._samples(ids, args, kwargs)
+        forward = self._planned(samples)
+        if samples is not None and forward.start and self._untested(samples):
+            self._verify(samples, call, args, kwargs)
+            if self.refused is not None:
+                return call(*args, **kwargs)
+        output = self._prefix.run(forward, call, args, kwargs)
+        self._conclude(forward)
+        if forward.computed is not None and samples is not None and not self._verified:
+            self._verify(samples, call, args, kwargs)
+        return output
+
+    def _check_frozen(self) -> None:
+        assert self._weights is not None
+        if torch.is_grad_enabled() and (name := self._weights.trained()) is not None:
+            raise InputError(
+                f"parameter '{name}' is below the boundary of the prefix cache and requires a "
+                "gradient; freeze it, lower the boundary, or set paused for this step"
+            )
+
+    def _samples(self, ids: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Samples | None:
+        """The samples of the batch; None if it names none, or is of generation."""
+        if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
+            return None
+        if ids is None:
+            training = self._model.training and torch.is_grad_enabled()
+            if training and not self._told:
+                self._told = True
+                warnings.warn(
+                    f"a training batch has no '{self._key}': the prefix cache spares it nothing; "
+                    "let the collator add one id a sample",
+                    RuntimeWarning,
+                    stacklevel=5,
+                )
+            return None
+        inputs = {**dict(zip(self._positional, args, strict=False)), **kwargs}
+        return read_samples(ids, inputs, self._main)
+
+    def _planned(self, samples: Samples | None) -> Forward:
+        """What can be spared of a batch."""
+        if samples is None:
+            return Forward(None)
+        depths = self._stored.usable(samples, self._precision())
+        mixed = self._repeats and len(set(depths)) > 1
+        start = 0 if mixed else min(depths, default=0)
+        if start and self._prefix.known(start) and (rows := self._stored.find(samples, depths)):
+            return Forward(samples, start, rows)
+        return Forward(samples)
+
+    def _precision(self) -> str:
+        """What automatic mixed precision does now."""
+        device = next(self._model.parameters()).device.type
+        automatic = torch.is_autocast_enabled(device)
+        return str(torch.get_autocast_dtype(device)) if automatic else "none"
+
+    def _conclude(self, forward: Forward) -> None:
+        """Count and store what a forward pass has computed."""
+        if forward.failed:
+            self._refuse(f"the prefix cache cannot serve this model: {forward.failed}")
+            return
+        self._repeats |= forward.calls > 1
+        if forward.samples is None:
+            return
+        there = forward.rows.get(self.boundary, {})
+        kind = "extended" if forward.start else "misses"
+        self._counts["hits"] += len(there)
+        self._counts[kind] += len(forward.samples.ids) - len(there)
+        if forward.computed is not None:
+            rows = {i: row for i, row in enumerate(forward.computed) if i not in there}
+            self._stored.keep(forward.samples, rows, self.boundary, self._precision())
+
+    def _untested(self, samples: Samples) -> set[str]:
+        """In which ways a stored batch differs from those that were compared so far."""
+        origins = self._stored.origins(samples)
+        aspects = {"structure"}
+        if len(origins) > 1 or any(o is None or o.size != len(samples.ids) for o in origins):
+            aspects.add("batching")
+        if samples.mask is not None and any(
+            o is None or o.length != samples.length for o in origins
+        ):
+            aspects.add("padding")
+        return aspects - self._verified
+
+    def _verify(
+        self, samples: Samples, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """Compare the outputs of the model with and without the cache."""
+        aspects = self._untested(samples)
+        with _deterministic(self._model):
+            cached = self._planned(samples)
+            if not cached.start:
+                return
+            found = self._prefix.run(cached, call, args, kwargs)
+            wanted = self._prefix.run(Forward(None), call, args, kwargs)
+        self._counts["checks"] += 1
+        apart = largest_difference(wanted, found, samples.mask)
+        tolerance = TOLERANCE[self._stored.storage.format]
+        allowed = max(tolerance, HALF_TOLERANCE) if cached.half else tolerance
+        if apart <= allowed:
+            self._verified |= aspects
+        elif not math.isnan(apart):  # a model that is broken tells nothing
+            reasons = [REASONS[name] for name in REASONS if name in aspects]
+            self._refuse(
+                "the prefix cache is not exact for this model: with it the outputs differ by "
+                f"{apart:.1e} (relative; {allowed:.0e} is allowed) {', or '.join(reasons)}"
+            )
+
+    def _refuse(self, reason: str) -> None:
+        self.refused = f"{reason}; train without the cache"
+        self._stored.store.clear()
+        if self._mode == "error":
+            raise InputError(self.refused)
+        warnings.warn(self.refused, RuntimeWarning, stacklevel=6)
+
+
+@contextmanager
+def _deterministic(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients, and random numbers as if nothing had happened."""
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    evaluation = Evaluation(model.modules())
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        evaluation.end()
+        # older releases go on using weights cast without a gradient (pytorch#105211)
+        torch.clear_autocast_cache()

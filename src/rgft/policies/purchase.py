@@ -1,0 +1,236 @@
+r"""The set of components with the most score for a given cost, found exactly.
+
+.. math:: \max_{S} \sum_{k \in S} v_k \quad \text{subject to} \quad c(S) \le C
+
+with the cost :math:`c` of `rgft.costs.ComponentCosts`: what a component needs for itself alone is a
+weight, as in a knapsack; what several need (input gradients above the deepest, the weight gradient
+of a parameter that heads share) is paid once. For each union of such shared work that some set
+needs, the rest is a knapsack problem; most unions are ruled out by their bound.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import or_
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rgft.costs import ComponentCosts
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+TOLERANCE = 1e-12  # of cost and value, relative: sums in another order differ by rounding
+
+
+@dataclass(frozen=True, slots=True)
+class _Goods:
+    """What is still to be had, by falling value per weight.
+
+    Attributes:
+        index: Which component each is, `[n]`.
+        values: Their scores, `[n]`.
+        weights: What each costs for itself, `[n]`.
+        shared: The shared work each needs, as bits of a number.
+        prices: Cost of each piece of shared work.
+    """
+
+    index: Indices
+    values: Array
+    weights: Array
+    shared: list[int]
+    prices: list[float]
+
+
+def purchase(
+    values: Iterable[float], costs: ComponentCosts, allowance: float, always: Iterable[int] = ()
+) -> frozenset[int]:
+    """Indices of the components to train.
+
+    Args:
+        values: Score of each component, >= 0, `[K]`. Components with score 0 are never bought.
+        costs: What sets of components cost.
+        allowance: Most that the step may cost, in the unit of `costs`.
+        always: Components that train whatever it costs.
+
+    >>> costs = ComponentCosts(3, 6.0, {0b001: 3.0, 0b010: 2.0, 0b100: 1.0, 0b011: 3.0})
+    >>> sorted(purchase([5.0, 4.0, 1.0], costs, 12.0))
+    [1, 2]
+    """
+    bought = frozenset(always)
+    left = allowance - costs.cost(bought)
+    goods = _to_be_had(np.fromiter(values, dtype=np.float64), costs, bought)
+    if left < -TOLERANCE * abs(allowance) or not len(goods.index):
+        return bought
+    unions, prices = _unions(goods, left)
+    capacity = (left - prices) * (1 + TOLERANCE)
+    inside = _affordable(goods, unions)
+    bounds = _bounds(inside * goods.weights, inside * goods.values, capacity)
+    best, chosen = 0.0, np.empty(0, dtype=np.int64)
+    for u in np.argsort(-bounds, kind="stable"):
+        if bounds[u] <= best * (1 + TOLERANCE):
+            break
+        items = np.flatnonzero(inside[u])
+        found = _knapsack(goods.values[items], goods.weights[items], float(capacity[u]), best)
+        if found is not None:
+            best, chosen = found[0], items[found[1]]
+    return bought | frozenset(goods.index[chosen].tolist())
+
+
+def _to_be_had(values: Array, costs: ComponentCosts, bought: frozenset[int]) -> _Goods:
+    paid = sum(1 << index for index in bought)
+    unpaid = [(o, flops) for o, flops in costs.backward.items() if flops and not o & paid]
+    weights = np.zeros(costs.components)
+    for owners, flops in unpaid:
+        if owners.bit_count() == 1:
+            weights[owners.bit_length() - 1] += flops
+    joint = [(owners, flops) for owners, flops in unpaid if owners.bit_count() > 1]
+    needed = _as_numbers(_as_bits([owners for owners, _ in joint], costs.components).T)
+    wanted = np.array([i for i in np.flatnonzero(values > 0) if i not in bought], dtype=np.int64)
+    with np.errstate(divide="ignore"):
+        wanted = wanted[np.argsort(-values[wanted] / weights[wanted], kind="stable")]
+    shared = [needed[i] for i in wanted]
+    return _Goods(wanted, values[wanted], weights[wanted], shared, [flops for _, flops in joint])
+
+
+def _as_bits(numbers: list[int], width: int) -> NDArray[np.bool_]:
+    """The bits of each number, lowest first, `[numbers, width]`."""
+    size = (width + 7) // 8
+    packed = np.frombuffer(b"".join(n.to_bytes(size, "little") for n in numbers), dtype=np.uint8)
+    bits = np.unpackbits(packed.reshape(len(numbers), size), axis=1, bitorder="little")
+    return bits[:, :width].astype(bool)
+
+
+def _as_numbers(bits: NDArray[np.bool_]) -> list[int]:
+    """The inverse of `_as_bits`."""
+    packed = np.packbits(bits, axis=1, bitorder="little")
+    return [int.from_bytes(row.tobytes(), "little") for row in packed]
+
+
+def _unions(goods: _Goods, left: float) -> tuple[list[int], Array]:
+    """Each union of shared work that some affordable set needs, and its price.
+
+    A need that contains all before it (the next layer of a chain) swallows every union so far, so
+    that later needs which contain it have only newer unions to be joined with.
+    """
+    found: dict[int, float] = {0: 0.0}
+    newer, swallowed, so_far = [0], 0, 0
+    prices = np.array(goods.prices)
+    for need in sorted(set(goods.shared), key=int.bit_count):
+        whole = need & so_far == so_far
+        bases = [0] if whole else newer if need & swallowed == swallowed else list(found)
+        joined = {base | need for base in bases if base | need not in found}
+        bits = _as_bits(list(joined), len(prices))
+        costs = dict(zip(joined, (bits @ prices).tolist(), strict=True))
+        found |= {u: cost for u, cost in costs.items() if cost <= left * (1 + TOLERANCE)}
+        so_far |= need
+        if whole:
+            newer, swallowed = [need], need
+        else:
+            newer += joined
+    return list(found), np.array(list(found.values()))
+
+
+def _affordable(goods: _Goods, unions: list[int]) -> NDArray[np.bool_]:
+    """Whether the shared work of each item is part of each union, `[unions, n]`.
+
+    In a chain of layers the needs contain one another, so that a binary search settles it.
+    """
+    needs = sorted(set(goods.shared), key=int.bit_count)
+    so_far = list(accumulate(needs, or_))
+    place = {need: i for i, need in enumerate(needs)}
+    places = np.array([place[need] for need in goods.shared])
+    inside = np.zeros((len(unions), len(places)), dtype=bool)
+    sizes = [need.bit_count() for need in needs]
+    for row, union in enumerate(unions):
+        sure = bisect_left(so_far, True, key=lambda joined: joined & ~union != 0)
+        inside[row] = places < sure
+        for i in range(sure, bisect_right(sizes, union.bit_count())):
+            if needs[i] & ~union == 0:
+                inside[row] |= places == i
+    return inside
+
+
+def _bounds(weights: Array, values: Array, capacity: Array) -> Array:
+    """Value of the relaxed knapsack in each row, items by falling value per weight (Dantzig)."""
+    end = weights.cumsum(1)
+    fits = end <= capacity[:, None]
+    whole = (values * fits).sum(1)
+    first = np.argmin(fits, axis=1)
+    rows = np.arange(len(weights))
+    weight = weights[rows, first]
+    room = capacity - (end[rows, first] - weight)
+    part = np.divide(room, weight, out=np.zeros_like(room), where=weight > 0)
+    bounds: Array = whole + np.where(fits.all(1), 0.0, part * values[rows, first])
+    return bounds
+
+
+def _knapsack(
+    values: Array, weights: Array, capacity: float, best: float
+) -> tuple[float, Indices] | None:
+    """The most valuable items within `capacity`, if worth more than `best` (Pisinger 1997).
+
+    Items come by falling value per weight. From the solution that takes items in order until one
+    does not fit, the choice of items is reopened outwards from that one; of the pairs of weight
+    and value so found the dominated ones, and those whose bound does not reach the best, go.
+    """
+    end = weights.cumsum()
+    split = int(np.searchsorted(end, capacity, side="right"))
+    if split == len(values):
+        return float(values.sum()), np.arange(len(values))
+    value = np.array([values[:split].sum()])
+    weight = np.array([weights[:split].sum()])
+    flips: list[tuple[int, Indices, int]] = []
+    found: tuple[int, int] | None = (0, 0) if value[0] > best else None
+    best = max(best, float(value[0]))
+    low, high = split - 1, split
+    while len(weight) and (low >= 0 or high < len(values)):
+        adds = high < len(values) and (low < 0 or high - split <= split - 1 - low)
+        item, sign = (high, 1.0) if adds else (low, -1.0)
+        low, high = (low, high + 1) if adds else (low - 1, high)
+        count = len(weight)
+        weight = np.concatenate([weight, weight + sign * weights[item]])
+        value = np.concatenate([value, value + sign * values[item]])
+        keep = _worth_keeping(weight, value, capacity, best, _ratios(values, weights, low, high))
+        weight, value = weight[keep], value[keep]
+        flips.append((item, keep, count))
+        fitting = np.where(weight <= capacity, value, -np.inf)
+        if len(fitting) and fitting.max() > best:
+            found = (len(flips), int(fitting.argmax()))
+            best = float(fitting.max())
+    return None if found is None else (best, _flipped(split, flips, *found))
+
+
+def _ratios(values: Array, weights: Array, low: int, high: int) -> tuple[float, float]:
+    """Value per weight of the next item to add, and of the next to take out."""
+    gain = values[high] / weights[high] if high < len(values) else 0.0
+    loss = values[low] / weights[low] if low >= 0 and weights[low] > 0 else np.inf
+    return float(gain), float(loss)
+
+
+def _worth_keeping(
+    weight: Array, value: Array, capacity: float, best: float, ratios: tuple[float, float]
+) -> Indices:
+    """Positions of the pairs that can still become better than `best`, dominated ones left out."""
+    room = capacity - weight
+    with np.errstate(invalid="ignore"):
+        bound = value + np.where(room >= 0, room * ratios[0], room * ratios[1])
+    keep = np.flatnonzero(bound > best * (1 + TOLERANCE))
+    keep = keep[np.lexsort((-value[keep], weight[keep]))]
+    before = np.maximum.accumulate(np.r_[-np.inf, value[keep]])[:-1]
+    kept: Indices = keep[value[keep] > before]
+    return kept
+
+
+def _flipped(split: int, flips: list[tuple[int, Indices, int]], step: int, at: int) -> Indices:
+    """The items of pair `at` after `step` flips of the first `split` items."""
+    chosen = set(range(split))
+    for item, keep, count in reversed(flips[:step]):
+        origin = int(keep[at])
+        if origin >= count:
+            chosen ^= {item}
+        at = origin % count
+    return np.array(sorted(chosen), dtype=np.int64)

@@ -1,0 +1,109 @@
+"""Whole runs with a budget: met, paced, and resumed exactly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rgft.batches import Collator, tokenize
+from rgft.budgeting import batch_shapes, full_fine_tuning_flops
+from rgft.costs import CostModel
+from rgft.models import load_classifier, load_tokenizer
+from rgft.spec import RunSpec, command
+from rgft.tasks import load_folder
+from rgft.train import run
+from runs import assert_same, finish, record_of, start, warm_up
+
+
+@pytest.fixture(scope="module")
+def spec(tiny_model: Path, tiny_data: Path) -> RunSpec:
+    return RunSpec(
+        model=str(tiny_model),
+        data=str(tiny_data),
+        epochs=3,
+        batch_size=2,
+        lr=1e-3,
+        evaluations=1,
+        settings={"every": 5},
+    )
+
+
+@pytest.mark.parametrize("budget", [0.1, 0.33])
+@pytest.mark.parametrize("method", ["rgft", "full", "lora", "rgft-threshold", "linear-probing"])
+def test_the_budget_is_met(spec: RunSpec, tmp_path: Path, method: str, budget: float) -> None:
+    settings = {} if method in ("full", "lora", "linear-probing") else {"every": 5}
+    settings |= {"warmup": 5} if method == "rgft-threshold" else {}
+    record = run(replace(spec, method=method, budget=str(budget), settings=settings), tmp_path)
+    assert abs(record["flops"]["share"] - budget) < 0.01
+    assert record["flops"]["spent"] / record["flops"]["full"] == record["flops"]["share"]
+    assert record["budget"] == str(budget)
+    assert record["history"][-1]["flops"] == record["flops"]["spent"]
+    rates = [entry["lr"] for entry in record["train_loss"]]
+    assert rates[-1] == min(rates) < 0.6e-3
+
+
+def test_full_fine_tuning_costs_what_it_was_priced_at(spec: RunSpec, tmp_path: Path) -> None:
+    """By the meter of a real run, whose batches are drawn in another order."""
+    whole = run(replace(spec, method="full", batch_size=8, settings={}), tmp_path)["flops"]["full"]
+    tokenizer = load_tokenizer(spec.model)
+    data = load_folder(Path(str(spec.data)), None, None)
+    rows = tokenize(data, "train", tokenizer, 128)
+    costs = CostModel(load_classifier(spec.model, data.label_names, 0))
+    lengths = [len(row["input_ids"]) for row in rows]
+    shapes = batch_shapes(lengths, batch_size=8, epochs=3, seed=5)
+    longest = max(rows, key=lambda row: len(row["input_ids"]))
+    priced = full_fine_tuning_flops(costs, shapes, longest, Collator(tokenizer))
+    assert priced == pytest.approx(whole, rel=0.02)
+
+
+def test_every_row_is_priced_once_an_epoch() -> None:
+    shapes = batch_shapes(list(range(1, 100)), batch_size=8, epochs=2.0, seed=0)
+    assert sum(rows * count for (rows, _), count in shapes.items()) == 2 * 99
+    assert sum(shapes.values()) == 2 * 13
+    half = batch_shapes(list(range(1, 100)), batch_size=8, epochs=0.5, seed=0)
+    assert sum(half.values()) == 7
+
+
+def test_the_survey_is_paid_for_and_recorded(spec: RunSpec, tmp_path: Path) -> None:
+    record = run(replace(spec, method="rgft", budget="0.3"), tmp_path)
+    survey = record["survey"]
+    assert survey["depths"] == (1, 2)
+    assert len(survey["explained"]) == 2
+    assert survey["samples"] > 0
+    assert record["config"]["frozen_below"] in (1, 2)
+    chosen = run(
+        replace(spec, method="rgft", budget="0.3", settings={"every": 5, "frozen_below": 2}),
+        tmp_path / "chosen",
+    )
+    assert chosen["survey"] is None
+    assert chosen["config"]["frozen_below"] == 2
+
+
+def test_a_time(spec: RunSpec, tmp_path: Path) -> None:
+    record = run(replace(spec, method="full", settings={}, budget="2s"), tmp_path)
+    assert record["flops"]["share"] > 0
+    assert record["status"] == "finished"
+
+
+@pytest.mark.parametrize("method", ["rgft", "rgft-threshold"])
+def test_a_killed_run_resumes_to_the_same_bits(spec: RunSpec, tmp_path: Path, method: str) -> None:
+    warm_up()
+    settings = {"every": 5} | ({"warmup": 5} if method == "rgft-threshold" else {})
+    given = replace(spec, method=method, budget="0.6", evaluations=2, settings=settings)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    arguments = command(given).split()[1:]
+    assert finish(start([*arguments, "--output-dir", str(whole)], whole)) == 0
+    process = start([*arguments, "--output-dir", str(cut)], cut)
+    while not list(cut.glob("checkpoints/checkpoint-*")):
+        time.sleep(0.01)
+        assert process.is_alive() or record_of(cut)["status"] == "finished"
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert finish(start(["train", "--resume", "--output-dir", str(cut)], cut)) == 0
+    assert_same(whole, cut)

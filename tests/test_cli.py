@@ -1,0 +1,83 @@
+"""What the commands print: whole names, wherever it goes."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from rgft.cli import main, summary
+from rgft.inspection import inspect_model
+from rgft.tasks import TASKS
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of the command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["rgft", *arguments])
+    try:
+        main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
+
+
+def cells(printed: str) -> list[list[str]]:
+    """The cells of a table's lines."""
+    rows = [line.strip("│").split("│") for line in printed.splitlines() if line.startswith("│")]
+    return [[cell.strip() for cell in row] for row in rows]
+
+
+@pytest.mark.parametrize("granularity", ["block", "head"])
+def test_component_names_are_whole_without_a_terminal(
+    granularity: str,
+    tiny_model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    given = ["--model", str(tiny_model), "--granularity", granularity]
+    assert call(monkeypatch, "inspect", *given) == 0
+    rows = cells(capsys.readouterr().out)
+    expected = inspect_model(str(tiny_model), granularity)
+    assert [(row[0], row[1], row[2]) for row in rows] == [
+        (row["name"], row["kind"], str(row["depth"])) for row in expected
+    ]
+
+
+def test_component_names_are_folded_on_a_narrow_terminal(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert call(monkeypatch, "inspect", "--model", str(tiny_model), "--granularity", "head") == 0
+    printed = capsys.readouterr().out
+    assert max(len(line) for line in printed.splitlines() if line.startswith("│")) <= 70
+    names = [row["name"] for row in inspect_model(str(tiny_model), "head")]
+    assert "".join(row[0] for row in cells(printed)) == "".join(names)
+
+
+def test_a_summary_of_a_run_without_peak_memory() -> None:
+    record = {
+        **{"method": "rgft", "task": "mine", "model": "minilm", "metrics": {}},
+        **{"flops": {"spent": 1.0, "share": 0.5}, "seconds": {"train": 2.0, "overhead": 0.1}},
+        **{"parameters": {"total": 4, "updated_per_step": {"mean": 2.0}}},
+        "peak_memory_bytes": None,
+    }
+    console = Console(file=io.StringIO())
+    console.print(summary(record))
+    assert re.search(r"peak memory\s*│ not known", console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_tasks_and_where_they_lie_are_whole(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert call(monkeypatch, "data") == 0
+    rows = cells(capsys.readouterr().out)
+    assert [(row[0], row[3], row[4]) for row in rows] == [
+        (name, task.description, task.origin) for name, task in TASKS.items()
+    ]
