@@ -72,7 +72,7 @@ class Measuring:
             return None
         if not observed:
             return None
-        weights = [self._parameters[i].detach() for i in observed]
+        weights = [self._parameters[i] for i in observed]
         return self._score(observed, self._grads(observed, inverse_scale), weights)
 
     def after_step(self) -> Scores | None:
@@ -134,19 +134,20 @@ class Measuring:
         self,
         observed: tuple[int, ...],
         grads: list[Tensor],
-        weights: list[Tensor],
+        weights: Sequence[Tensor],
         updates: Sequence[Tensor] = (),
     ) -> Scores:
         if observed != self._layout.indices:
             self._layout = self._lay_out(observed)
         layout, slices = self._layout, self._layout.slices
-        statistics = replace(
-            self._statistics(layout),
-            grads=slices(grads),
-            weights=slices(weights),
-            updates=slices(updates) if updates else (),
-        )
-        return self.signal.score(statistics), layout.observed
+        with torch.no_grad():
+            statistics = replace(
+                self._statistics(layout),
+                grads=slices(grads),
+                weights=slices(weights),
+                updates=slices(updates) if updates else (),
+            )
+            return self.signal.score(statistics), layout.observed
 
     def _owners_of_each(self) -> tuple[Tensor, ...]:
         """Component of each slice of each parameter, on the device."""

@@ -97,9 +97,11 @@ def _keep(correction: Correction, optimizer: torch.optim.Optimizer) -> Kept:
 
 
 def _scale(correction: Correction, share: Tensor, before: Tensor) -> None:
-    old = correction.division.blocks(before).to(share.dtype)
-    new = correction.division.blocks(correction.parameter.detach())
-    new.copy_(torch.lerp(old, new.to(share.dtype), share))
+    blocks = correction.division.blocks
+    new = blocks(correction.parameter.detach())
+    scaled = new.to(share.dtype)  # the weights themselves, if their precision is as high
+    torch.lerp(blocks(before).to(share.dtype), scaled, share, out=scaled)
+    new.copy_(scaled)
 
 
 def _restore(
