@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import json
 import os
 import re
 import subprocess
@@ -141,6 +143,15 @@ def test_every_command_and_option_is_explained(name: str, command: click.Command
     section = re.split(r"^## ", text.split(f"## {name}\n", 1)[1], maxsplit=1, flags=re.M)[0]
     options = [p.opts[0] for p in command.params if isinstance(p, click.Option)]
     assert [option for option in options if f"`{option}" not in section] == []
+
+
+def test_tables_of_bypass_are_what_the_record_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    measured = importlib.import_module("bypass")
+    text = (ROOT / "benchmarks" / "records" / "bypass.json").read_text(encoding="utf-8")
+    tables = measured.page(json.loads(text)["results"])
+    assert tables.count("\n|") > 20
+    assert tables in (DOCS / "bypass.md").read_text(encoding="utf-8")
 
 
 def test_every_public_name_is_in_the_api_page() -> None:

@@ -230,8 +230,3 @@ def test_what_must_stay_frozen_does_not_compete() -> None:
     assert decide("top", where, top=0.3) == [0.0, 1.0, 0.0, 0.0]
     costs = ComponentCosts(4, 0.25, {1 << k: 0.25 for k in range(4)})
     assert decide("purchase", replace(where, costs=costs), rate=0.75) == [0.0, 1.0, 1.0, 0.0]
-
-
-def test_purchases_need_prices() -> None:
-    with pytest.raises(InputError, match="spending"):
-        decide("purchase", replace(situation([1.0, 2.0]), costs=None))

@@ -136,6 +136,13 @@ def test_purchases_keep_to_their_rate() -> None:
     guide.close()
 
 
+def test_purchases_need_prices() -> None:
+    model = bert()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    with pytest.raises(InputError, match="needs to know what steps cost"):
+        Guide(model, optimizer, Config(policy="purchase"))
+
+
 def test_what_stays_frozen_is_never_probed() -> None:
     model = bert()
     optimizer = torch.optim.SGD(model.parameters(), 1e-2)

@@ -15,6 +15,9 @@ from rgft.costs import FlopMeter as FlopMeter
 from rgft.error_map import ErrorMap as ErrorMap
 from rgft.errors import EngagementError as EngagementError
 from rgft.errors import InputError as InputError
+from rgft.execution.agreement import Agreement as Agreement
+from rgft.execution.agreement import gradient_agreement as gradient_agreement
+from rgft.execution.bypass import Bypass as Bypass
 from rgft.guide import Guide as Guide
 from rgft.guide import Probe as Probe
 from rgft.methods import METHODS as METHODS
@@ -27,5 +30,9 @@ from rgft.policies import Situation as Situation
 from rgft.signals import SIGNALS as SIGNALS
 from rgft.signals import Signal as Signal
 from rgft.signals import Statistics as Statistics
+from rgft.spending import Budget as Budget
+from rgft.spending import Spending as Spending
+from rgft.structure.residual_branches import ResidualBranches as ResidualBranches
+from rgft.structure.residual_branches import residual_branches as residual_branches
 
 __version__ = "0.1.0"

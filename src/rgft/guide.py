@@ -106,6 +106,11 @@ class Guide:
                 f"the signal {self.config.signal!r} needs per-sample losses: "
                 "give Guide(..., probe=...)"
             )
+        if self._policy.uses_costs and spending is None:
+            raise InputError(
+                f"the policy {self.config.policy!r} needs to know what steps cost: give "
+                "Guide(..., spending=...), or --budget to rgft train"
+            )
         if (self._policy.freezes or self.config.frozen_below) and not self.config.lag:
             raise InputError(LAG_REFUSAL)
         if signal.source != "gradient" and not self.config.lag:

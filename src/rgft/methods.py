@@ -9,6 +9,32 @@ from rgft.errors import unknown
 
 
 @dataclass(frozen=True, slots=True)
+class Recipe:
+    """Where to start from.
+
+    Attributes:
+        lr: Learning rate.
+        batch_size: Samples per step.
+    """
+
+    lr: float
+    batch_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """Recipes by what a survey finds (see `rgft.survey`).
+
+    Attributes:
+        shallow: The labels are known somewhere: what lies below stays frozen.
+        deep: They are known nowhere: every layer trains.
+    """
+
+    shallow: Recipe
+    deep: Recipe
+
+
+@dataclass(frozen=True, slots=True)
 class Method:
     """A way to fine-tune.
 
@@ -17,27 +43,21 @@ class Method:
         config: Settings of the guide.
         lr: Learning rate to start a sweep from.
         lora: Whether LoRA pairs are added and trained in place of the model's own weights.
-        survey: Whether a run with a budget first asks what each layer knows, and freezes the rest.
-        budget_batch: Samples per step of a run with a budget.
-        budget_lr: Learning rate to start from with a budget; None for `lr`.
+        surveyed: Where a run with a budget first surveys the model: its recipes after that.
     """
 
     summary: str
     config: Config
     lr: float = 1e-4
     lora: bool = False
-    survey: bool = False
-    budget_batch: int = 32
-    budget_lr: float | None = None
+    surveyed: Surveyed | None = None
 
 
 METHODS: dict[str, Method] = {
     "rgft": Method(
         "all components train; learning rate x (1 + alpha E/max E)",
         Config(policy="normalized-max"),
-        survey=True,
-        budget_batch=16,
-        budget_lr=3e-4,
+        surveyed=Surveyed(shallow=Recipe(3e-4, 16), deep=Recipe(1e-4, 8)),
     ),
     "rgft-rank": Method(
         "all components train; learning rate grows with the rank of E", Config(policy="rank")

@@ -27,7 +27,7 @@ from rgft.config import Config
 from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
 from rgft.guide import Guide
-from rgft.methods import Method, find_method
+from rgft.methods import Method, Recipe, find_method
 from rgft.models import load_classifier, load_tokenizer
 from rgft.progress import waiting
 from rgft.settings import method_config
@@ -100,7 +100,6 @@ def prepare(spec: RunSpec) -> Prepared:
         reference = CostModel(model)
         if method.lora:
             model = add_lora(model, rank)
-        _check_guidance(model, config)
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
     meter, collate = FlopMeter(model, reference), Collator(tokenizer)
     spending = None
@@ -108,15 +107,21 @@ def prepare(spec: RunSpec) -> Prepared:
         with waiting("pricing full fine-tuning"):
             full = _full_flops(spec, reference, examples["train"], collate)
             spending = Spending(meter, parse_budget(spec.budget), full=full)
+    _check_guidance(model, config, spending)
     surveyed = None
-    if spending is not None and method.survey and config.frozen_below == 0:
+    if spending is not None and method.surveyed is not None and config.frozen_below == 0:
         with waiting("surveying the model"):
             device = next(model.parameters()).device
             batches = survey_batches(examples["train"], collate, device, spec.seed)
             allowance = SURVEY_SHARE * spending.flops_limit
             surveyed = charged_survey(model, meter, batches, allowance)
         config = replace(config, frozen_below=surveyed.frozen_below())
-    lr, batch_size = _rate_and_batch(spec, method)
+    recipe = Recipe(method.lr, STANDARD_BATCH)
+    if spending is not None and method.surveyed is not None:
+        shallow = config.frozen_below > 1
+        recipe = method.surveyed.shallow if shallow else method.surveyed.deep
+    lr = recipe.lr if spec.lr is None else spec.lr
+    batch_size = spec.batch_size or recipe.batch_size
     return Prepared(
         task, tokenizer, model, method, config, lr, meter, examples, batch_size, spending, surveyed
     )
@@ -131,20 +136,12 @@ def _full_flops(spec: RunSpec, costs: CostModel, rows: Sequence[Example], collat
     return full_fine_tuning_flops(costs, shapes, longest, collate)
 
 
-def _rate_and_batch(spec: RunSpec, method: Method) -> tuple[float, int]:
-    """Learning rate and samples a step: the user's, or the method's for runs like this."""
-    thrifty = spec.budget is not None
-    lr = method.budget_lr if thrifty and method.budget_lr is not None else method.lr
-    batch = method.budget_batch if thrifty else STANDARD_BATCH
-    return spec.lr if spec.lr is not None else lr, spec.batch_size or batch
-
-
-def _check_guidance(model: nn.Module, config: Config) -> None:
+def _check_guidance(model: nn.Module, config: Config, spending: Spending | None) -> None:
     """Say now, not after the start, what the guide cannot use."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=0.0)
     trial = replace(config, total_steps=config.total_steps or sys.maxsize)
-    Guide(model, optimizer, trial, probe=lambda count: ()).close()
+    Guide(model, optimizer, trial, probe=lambda count: (), spending=spending).close()
 
 
 def add_lora(model: nn.Module, rank: int) -> nn.Module:

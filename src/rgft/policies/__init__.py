@@ -43,6 +43,7 @@ class NamedPolicy:
         uses_error: See `Policy`.
         changes: See `Policy`.
         freezes: Whether it freezes, given a floor of 0.
+        uses_costs: See `Policy`.
     """
 
     rule: Callable[..., Tensor]
@@ -50,6 +51,7 @@ class NamedPolicy:
     uses_error: bool = True
     changes: bool = True
     freezes: bool = False
+    uses_costs: bool = False
 
 
 POLICIES: dict[str, NamedPolicy] = {
@@ -59,7 +61,7 @@ POLICIES: dict[str, NamedPolicy] = {
     "proportional": NamedPolicy(proportional),
     "top": NamedPolicy(top_share, ("top", "floor"), freezes=True),
     "bottom": NamedPolicy(bottom_share, ("top", "floor"), freezes=True),
-    "purchase": NamedPolicy(bought, ("rate",), freezes=True),
+    "purchase": NamedPolicy(bought, ("rate",), freezes=True, uses_costs=True),
     "inverse": NamedPolicy(inverse, ("alpha",)),
     "uniform": NamedPolicy(uniform, uses_error=False, changes=False),
     "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False, freezes=True),
@@ -101,4 +103,5 @@ def find_policy(config: Config) -> Policy:
             "the policy gradual-unfreezing needs total_steps: give Config(total_steps=...)"
         )
     given = {name: getattr(config, name) for name in named.settings}
-    return Policy(partial(named.rule, **given), named.uses_error, named.changes, freezes)
+    rule = partial(named.rule, **given)
+    return Policy(rule, named.uses_error, named.changes, freezes, named.uses_costs)

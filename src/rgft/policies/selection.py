@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from rgft.errors import InputError
 from rgft.policies.purchase import purchase
 from rgft.policies.situation import Situation
 
@@ -46,15 +45,8 @@ def bought(situation: Situation, rate: float) -> Tensor:
     """The components with the largest sum of E that a step of cost `rate` can train, exactly.
 
     All are affordable while the map is 0. See `rgft.policies.purchase`.
-
-    Raises:
-        InputError: What steps cost is not known.
     """
-    if situation.costs is None:
-        raise InputError(
-            "the policy purchase needs to know what steps cost: give Guide(..., spending=...), "
-            "or --budget to rgft train"
-        )
+    assert situation.costs is not None  # see Policy.uses_costs
     values = torch.where(situation.never, 0.0, situation.error)
     always = torch.nonzero(situation.always).flatten().tolist()
     if float(values.max()) <= 0:

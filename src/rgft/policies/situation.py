@@ -51,9 +51,11 @@ class Policy:
         uses_error: Whether it looks at the error map. If it does, frozen components are probed.
         changes: Whether it can decide differently later; if not, it is asked once.
         freezes: Whether it is known to freeze, so that settings which forbid it are refused early.
+        uses_costs: Whether it looks at what steps cost.
     """
 
     lr_scale: Callable[[Situation], Tensor]
     uses_error: bool = True
     changes: bool = True
     freezes: bool = False
+    uses_costs: bool = False
