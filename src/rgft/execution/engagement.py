@@ -164,7 +164,8 @@ class Engagement:
     def _movement(self, changed: Tensor, expected: Tensor) -> list[str]:
         """Frozen pieces that changed; trained ones of which none did."""
         assert self._plan is not None
-        frozen = torch.tensor([not self._plan.trained[p.component] for p in self._binding.pieces])
+        trained = self._plan.trained
+        frozen = torch.tensor([not trained[p.component] for p in self._binding.pieces])
         moved = [
             self._binding.pieces[i].slice.parameter
             for i in torch.nonzero(changed & frozen).flatten()
@@ -182,13 +183,13 @@ class Engagement:
     def _silence(self) -> list[str]:
         """Whether all that was to train in the layers is without a gradient."""
         assert self._plan is not None
-        pieces = self._binding.pieces
+        pieces, trained = self._binding.pieces, self._plan.trained
         layers = [c for c in partition(self._model, "layer") if c.kind == "layer"]
         layered = {part.parameter for component in layers for part in component.slices}
         body = {
             i
             for i, piece in enumerate(pieces)
-            if self._plan.trained[piece.component] and piece.slice.parameter in layered
+            if trained[piece.component] and piece.slice.parameter in layered
         }
         if body and not body & self._received:
             name = self._plan.components[pieces[min(body)].component].name
@@ -242,11 +243,12 @@ def _sides(
     model: nn.Module, binding: Binding, plan: Plan
 ) -> tuple[list[tuple[str, nn.Module]], list[nn.Module]]:
     """Modules below the boundary with nothing trained in them; modules that own what trains."""
-    trained = {id(p) for p in binding.parameters.values() if _any_trained(binding, p, plan.trained)}
+    on, boundary = plan.trained, plan.boundary  # each looks through all components
+    trained = {id(p) for p in binding.parameters.values() if _any_trained(binding, p, on)}
     below = {
         piece.slice.parameter.rpartition(".")[0]
         for piece in binding.pieces
-        if plan.components[piece.component].depth < plan.boundary
+        if plan.components[piece.component].depth < boundary
     }
     frozen = [(name, model.get_submodule(name)) for name in sorted(below)]
     return (
