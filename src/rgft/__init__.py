@@ -27,6 +27,7 @@ from rgft.plan import Plan as Plan
 from rgft.policies import POLICIES as POLICIES
 from rgft.policies import Policy as Policy
 from rgft.policies import Situation as Situation
+from rgft.residuals import Ledger as Ledger
 from rgft.signals import SIGNALS as SIGNALS
 from rgft.signals import Signal as Signal
 from rgft.signals import Statistics as Statistics

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rgft.atomic import atomic_path
 from rgft.components import Component
-from rgft.errors import InputError
+from rgft.errors import TABLES_NEED, InputError
 from rgft.history import COLUMNS, History
 from rgft.transfer import to_host
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METADATA = b"rgft"
-TABLES_NEED = "tables need pandas and pyarrow, which are not installed: pip install 'rgft[train]'"
 
 
 class ErrorMap:

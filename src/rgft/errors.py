@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+TABLES_NEED = "tables need pandas and pyarrow, which are not installed: pip install 'rgft[train]'"
+
 
 class InputError(ValueError):
     """What the user gave cannot be used.

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -23,6 +24,7 @@ from rgft.models import PACKAGED
 from rgft.preparation import Prepared, prepare
 from rgft.progress import Progress, Quiet
 from rgft.recorder import Pace, RunRecorder, StopOnSignal, diverged, strip
+from rgft.residuals import Ledger
 from rgft.run_folder import (
     begin,
     clear,
@@ -38,10 +40,12 @@ from rgft.spec import RunSpec, command
 from rgft.spending import parse_budget
 from rgft.storage import storage_problem
 from rgft.tasks import Kind
+from rgft.visits import VisitSampler
 
 EVALUATION_BATCH = 64
 WARMUP_SHARE = 0.06  # of all steps; RoBERTa's setting for GLUE (Liu et al. 2019)
 WEIGHT_DECAY = 0.01
+BUCKET = 16  # batches whose texts are sorted by length among each other
 MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
 
 __all__ = ["RunSpec", "RunTrainer", "command", "run"]
@@ -165,6 +169,22 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
     )
 
 
+def _sampler(spec: RunSpec, prepared: Prepared) -> VisitSampler | None:
+    """Batches of like lengths, for methods that make the most of a budget."""
+    if prepared.spending is None or prepared.method.surveyed is None:
+        return None
+    lengths = [len(row["input_ids"]) for row in prepared.examples["train"]]
+    return VisitSampler(
+        Ledger(len(lengths)),
+        batch_size=prepared.batch_size,
+        epochs=math.ceil(spec.epochs * MOST_VISITS),
+        skip=0.0,
+        lengths=lengths,
+        bucket=BUCKET,
+        seed=spec.seed,
+    )
+
+
 def _stages(spec: RunSpec) -> int:
     """Evaluations of a run with a budget: as many as full fine-tuning has for that share."""
     assert spec.budget is not None
@@ -188,6 +208,7 @@ def _execute(
     trainer = RunTrainer(
         recorder,
         prepared.task.kind,
+        _sampler(spec, prepared),
         model=prepared.model,
         args=_arguments(spec, prepared, output_dir),
         train_dataset=prepared.examples["train"],
@@ -220,9 +241,19 @@ class RunTrainer(Trainer):  # type: ignore[misc]
     The Trainer's own running mean of the loss is not in its checkpoints.
     """
 
-    def __init__(self, recorder: RunRecorder, kind: Kind, **settings: Any) -> None:
+    def __init__(
+        self,
+        recorder: RunRecorder,
+        kind: Kind,
+        sampler: Sampler[int] | None,
+        **settings: Any,
+    ) -> None:
         super().__init__(**settings, compute_metrics=self._metrics)
-        self._recorder, self._kind = recorder, kind
+        self._recorder, self._kind, self._sampler = recorder, kind, sampler
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """The sampler that was given, else the Trainer's own."""
+        return self._sampler or super()._get_train_sampler(train_dataset)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One forward and backward pass."""
