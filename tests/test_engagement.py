@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from rgft import Config, EngagementError, Guide, Policy, Situation
+from rgft.execution import engagement
+from slicings import DTYPES, random_binding, random_gradients
 from tiny import (
     bert,
     bert_loss,
@@ -280,3 +282,46 @@ def test_stops_watching_once_a_plan_is_known_to_hold() -> None:
     list(fit(model, optimizer, batches[:2], squared_error))
     assert not model[0]._forward_hooks
     assert guide.plan.lr_scale == (0.0, 0.0, 1.0)
+
+
+# -- what it looks at -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_fingerprint_shows_the_least_change_and_a_sign_of_any_element(dtype: torch.dtype) -> None:
+    binding, _ = random_binding(0, dtype)
+    before = engagement.fingerprints(binding)
+    assert before.dtype == torch.int64
+    assert torch.equal(before, engagement.fingerprints(binding))
+    for index, piece in enumerate(binding.pieces):
+        weight = piece.weight
+        for position in torch.cartesian_prod(*[torch.arange(n) for n in weight.shape]).tolist():
+            at = tuple(position) if isinstance(position, list) else (position,)
+            kept = weight[at].clone()
+            for other in (torch.nextafter(kept, torch.full_like(kept, 9.0)), -kept):
+                weight[at] = other
+                changed = engagement.fingerprints(binding) != before
+                assert torch.nonzero(changed).flatten().tolist() == [index]
+            weight[at] = kept
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("chunk", [1, 3, 2**18])
+def test_a_step_is_expected_to_show_if_it_would_show_in_any_weight(
+    dtype: torch.dtype, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engagement, "CHUNK", chunk)
+    precision = torch.finfo(dtype).eps
+    found = set()
+    for seed in range(5):
+        binding, _ = random_binding(seed, dtype)
+        random_gradients(binding, seed, missing=0.0)
+        for rate in (0.1 * precision, precision, 10 * precision):
+            for piece in binding.pieces:
+                pairs = zip(
+                    piece.grad.flatten().tolist(), piece.weight.flatten().tolist(), strict=True
+                )
+                shows = any(min(abs(g), 1) * rate > precision * abs(w) for g, w in pairs)
+                assert bool(engagement._moves(piece.weight, piece.grad, rate)) == shows
+                found.add(shows)
+    assert found == {True, False}

@@ -124,6 +124,29 @@ def test_a_gradient_that_is_not_finite_gives_a_score_that_is_not(p: float, bad: 
     assert torch.isfinite(score).tolist() == [False, True]
 
 
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+def test_a_stack_of_slices_scores_as_its_slices_do(p: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    shapes: list[tuple[tuple[int, ...], int | None]] = [
+        ((3,), 0), ((2, 3), None), ((4, 3), 0), ((3, 4), 1), ((2, 5, 2), 1), ((), None)
+    ]  # fmt: skip
+    stacks = [torch.randn(shape, generator=random) for shape, _ in shapes]
+    dims = [dim for _, dim in shapes]
+    each = [t.unbind(d) if d is not None else (t,) for t, d in zip(stacks, dims, strict=True)]
+    slices = [s for unbound in each for s in unbound]
+    owner = torch.randint(3, (len(slices),), generator=random)
+    numel = torch.tensor([float(sum(s.numel() for s in slices))] * 3)
+    stacked = Statistics(owner, numel, torch.Generator(), stacked=dims)
+    plain = Statistics(owner, numel, torch.Generator())
+    torch.testing.assert_close(stacked.norm(stacks, p), plain.norm(slices, p))
+    torch.testing.assert_close(stacked.sum(stacks), plain.sum(slices))
+    torch.testing.assert_close(stacked.dot(stacks, stacks), plain.dot(slices, slices))
+    with pytest.raises(ValueError, match="argument 2 is"):
+        stacked.norm(stacks[:-1], p)
+    with pytest.raises(ValueError, match="argument 2 is"):
+        stacked.sum(stacks[:-1])
+
+
 def test_controls() -> None:
     generator = torch.Generator().manual_seed(5)
     statistics = Statistics(torch.tensor([0, 1]), torch.ones(2, dtype=torch.float64), generator)

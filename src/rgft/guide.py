@@ -317,8 +317,7 @@ class Guide:
             self._synchronise()
         self._engagement.before_step(optimizer, valid, probing=self.probing)
         drop_gradients(self._scale)
-        if self.binding.sliced:
-            self._slices.enter(optimizer, self.plan.lr_scale)
+        self._slices.enter(optimizer)
         self._groups.enter(optimizer, self._scale)
         self.seconds += time.perf_counter() - started
 
@@ -330,7 +329,7 @@ class Guide:
         self._stepping = None
         started = time.perf_counter()
         self._groups.leave(optimizer)
-        self._slices.leave(optimizer, self.plan.lr_scale)
+        self._slices.leave(optimizer)
         self._take_in(self._measuring.after_step(), None)
         self.step += 1
         self.error_map.record(self.step, self.plan.lr_scale)
@@ -425,6 +424,7 @@ class Guide:
         self.plan = plan
         of = self.binding.scales_of
         self._scale = {p: max(of(p, plan.lr_scale)) for p in self.binding.parameters.values()}
+        self._slices.adopt(plan.lr_scale)
 
     def _situation(self, error: Tensor) -> Situation:
         return Situation(

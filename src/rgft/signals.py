@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -23,16 +24,21 @@ MIN_WEIGHT_RMS = 1e-3  # Adafactor's floor on the parameter scale (eps2, Shazeer
 class Statistics:
     """Slices of K components at one step; slice i belongs to component `owner[i]`.
 
+    A tensor is one slice, or a stack of them where components share a parameter. `norm` and `sum`
+    know which; functions of single elements (`g * w`, `g.abs()`) need not.
+
     Attributes:
-        owner: Component index of each slice, int64 `[n]`.
+        owner: Component index of each slice, int64 `[n]`; those of a stack follow each other.
         numel: Parameter elements per component, `[K]`; its type is the one scores are summed in.
         generator: Source of randomness for the random control.
-        grads: Gradients of the slices (`gradient` and `update` signals).
-        weights: Values of the slices before the step.
-        updates: What the step added to the slices (`update` signals).
+        grads: Gradients (`gradient` and `update` signals).
+        weights: Values before the step.
+        updates: What the step added (`update` signals).
         mean_grads: Mean of per-sample gradients (`samples` signals).
         mean_square: Mean over samples of the squared 2-norm per component, `[K]`.
         samples: How many samples the last two are means of.
+        stacked: For each tensor, the dimension along which it is a stack of slices, or None if it
+            is one slice; empty if all are.
     """
 
     owner: Tensor
@@ -44,6 +50,7 @@ class Statistics:
     mean_grads: Sequence[Tensor] = ()
     mean_square: Tensor = field(default_factory=lambda: torch.zeros(0))
     samples: int = 0
+    stacked: Sequence[int | None] = ()
 
     def norm(self, tensors: Sequence[Tensor], p: float) -> Tensor:
         r"""The p-norm over all slices of each component, `[K]`.
@@ -51,7 +58,16 @@ class Statistics:
         Slice norms :math:`n_i` are combined as :math:`m (\sum_i (n_i/m)^p)^{1/p}` with
         :math:`m = \max_i n_i`, which neither overflows nor underflows.
         """
-        norms = self._gather(torch._foreach_norm(list(tensors), p, self.numel.dtype))
+        dtype = self.numel.dtype
+        stacked = self.stacked or (None,) * len(tensors)
+        whole = [t for t, dim in zip(tensors, stacked, strict=True) if dim is None]
+        of_whole = iter(torch._foreach_norm(whole, p, dtype) if whole else ())
+        norms = self._gather(
+            next(of_whole)
+            if dim is None
+            else torch.linalg.vector_norm(t[..., None], p, _across(t, dim), dtype=dtype)
+            for t, dim in zip(tensors, stacked, strict=True)
+        )
         largest = norms.new_zeros(len(self.numel)).scatter_reduce(0, self.owner, norms, "amax")
         if p == math.inf:
             return largest
@@ -60,18 +76,32 @@ class Statistics:
         total = torch.zeros_like(largest).index_add_(0, self.owner, share)
         return torch.where(largest > 0, scale * total ** (1 / p), largest)
 
+    def sum(self, tensors: Iterable[Tensor]) -> Tensor:
+        """The sum over all elements of each component, `[K]`."""
+        dtype = self.numel.dtype
+        sums = self._gather(
+            t.sum(dtype=dtype) if dim is None else t[..., None].sum(_across(t, dim), dtype=dtype)
+            for t, dim in zip(tensors, self.stacked or repeat(None), strict=bool(self.stacked))
+        )
+        return sums.new_zeros(len(self.numel)).index_add_(0, self.owner, sums)
+
     def dot(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         r"""Inner product :math:`\langle a, b \rangle` over all slices of each component, `[K]`."""
         dtype = self.numel.dtype  # products of half-precision numbers would underflow
-        products = self._gather([(a.to(dtype) * b).sum() for a, b in zip(left, right, strict=True)])
-        return products.new_zeros(len(self.numel)).index_add_(0, self.owner, products)
+        return self.sum(a.to(dtype) * b for a, b in zip(left, right, strict=True))
 
-    def _gather(self, scalars: Iterable[Tensor]) -> Tensor:
-        """Scalars of all slices as one vector on the device and in the precision of `numel`."""
-        values, like = list(scalars), self.numel
-        if len({s.device for s in values}) > 1:
-            values = [s.to(like.device, non_blocking=True) for s in values]
-        return torch.stack(values).to(like)
+    def _gather(self, values: Iterable[Tensor]) -> Tensor:
+        """Values of all slices as one vector on the device and in the precision of `numel`."""
+        found, like = list(values), self.numel
+        if len({v.device for v in found}) > 1:
+            found = [v.to(like.device, non_blocking=True) for v in found]
+        joined = torch.cat([v.reshape(-1) for v in found]) if self.stacked else torch.stack(found)
+        return joined.to(like)
+
+
+def _across(tensor: Tensor, dim: int) -> tuple[int, ...]:
+    """All dimensions but `dim`, and one more at the end: none at all would mean all of them."""
+    return tuple(d for d in range(tensor.ndim + 1) if d != dim)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -33,6 +34,27 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class Division:
+    """How one parameter is divided among components, so that one call can treat all its slices.
+
+    Attributes:
+        dim: Dimension along which it is divided into equal blocks; None if one component owns it.
+        owners: Component of each block.
+    """
+
+    dim: int | None
+    owners: tuple[int, ...]
+
+    def blocks(self, tensor: Tensor) -> Tensor:
+        """The view of `tensor` (of the parameter's shape) that has the blocks along `dim`."""
+        return (
+            tensor
+            if self.dim is None
+            else torch.unflatten(tensor, self.dim, (len(self.owners), -1))
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class Binding:
     """Components that can be adapted, tied to live parameters.
 
@@ -42,17 +64,14 @@ class Binding:
         pieces: Their slices, ordered by component.
         parameters: Adaptable parameters by name: in the optimizer and requiring a gradient.
         pieces_of: For each adaptable parameter, the indices of its pieces.
+        divisions: For each adaptable parameter, how components share it.
     """
 
     components: tuple[Component, ...]
     pieces: tuple[Piece, ...]
     parameters: dict[str, nn.Parameter]
     pieces_of: dict[nn.Parameter, tuple[int, ...]]
-
-    @property
-    def sliced(self) -> bool:
-        """Whether any parameter is shared by several components."""
-        return len(self.pieces) > len(self.parameters)
+    divisions: dict[nn.Parameter, Division]
 
     @property
     def device(self) -> torch.device:
@@ -71,8 +90,8 @@ class Binding:
         return torch.tensor(count, dtype=self.dtype, device=self.device)
 
     def scales_of(self, parameter: nn.Parameter, lr_scale: Sequence[float]) -> list[float]:
-        """The multipliers of a parameter's pieces."""
-        return [lr_scale[self.pieces[i].component] for i in self.pieces_of[parameter]]
+        """The multipliers of a parameter's blocks."""
+        return [lr_scale[owner] for owner in self.divisions[parameter].owners]
 
 
 def bind(
@@ -105,4 +124,25 @@ def bind(
         if slices:
             numel = sum(s.of(adaptable[s.parameter].detach()).numel() for s in slices)
             kept.append(replace(component, slices=tuple(slices), numel=numel))
-    return Binding(tuple(kept), tuple(pieces), adaptable, pieces_of)
+    divisions = {
+        parameter: _division(parameter, [pieces[i] for i in indices])
+        for parameter, indices in pieces_of.items()
+    }
+    return Binding(tuple(kept), tuple(pieces), adaptable, pieces_of, divisions)
+
+
+def _division(parameter: nn.Parameter, pieces: Sequence[Piece]) -> Division:
+    """Blocks as large as the bounds of the pieces allow; for attention heads, the heads."""
+    if len(pieces) == 1:
+        return Division(None, (pieces[0].component,))
+    (dim,) = {piece.slice.dim for piece in pieces}
+    assert dim is not None
+    length = parameter.shape[dim]
+    bounds = [bound for p in pieces for bound in (p.slice.start, p.slice.stop)]
+    size = math.gcd(length, *bounds)
+    owner = {
+        block: p.component
+        for p in pieces
+        for block in range(p.slice.start // size, p.slice.stop // size)
+    }
+    return Division(dim, tuple(owner[block] for block in range(length // size)))

@@ -20,12 +20,20 @@ from rgft.execution.binding import Binding
 from rgft.plan import Plan
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+# 4 bytes are summed modulo 2^32: for widening them as it sums, a CPU takes 20 times as long
+SUMMED_IN = {1: torch.int64, 2: torch.int64, 4: torch.int32, 8: torch.int64}
+CHUNK = 2**18  # elements: temporaries stay in the cache
 
 
 def fingerprints(binding: Binding) -> Tensor:
     """Sum of the bit patterns of each piece, int64 `[n]`: equal bits give equal sums."""
-    sums = [p.weight.view(BITS[p.weight.element_size()]).sum() for p in binding.pieces]
-    return torch.stack([s.to(binding.device, non_blocking=True) for s in sums])
+    sums = [_fingerprint(piece.weight) for piece in binding.pieces]
+    return torch.stack([s.to(binding.device, torch.int64, non_blocking=True) for s in sums])
+
+
+def _fingerprint(weight: Tensor) -> Tensor:
+    size = weight.element_size()
+    return weight.view(BITS[size]).sum(dtype=SUMMED_IN[size])
 
 
 class Engagement:
@@ -156,7 +164,8 @@ class Engagement:
     def _movement(self, changed: Tensor, expected: Tensor) -> list[str]:
         """Frozen pieces that changed; trained ones of which none did."""
         assert self._plan is not None
-        frozen = torch.tensor([not self._plan.trained[p.component] for p in self._binding.pieces])
+        trained = self._plan.trained
+        frozen = torch.tensor([not trained[p.component] for p in self._binding.pieces])
         moved = [
             self._binding.pieces[i].slice.parameter
             for i in torch.nonzero(changed & frozen).flatten()
@@ -174,13 +183,13 @@ class Engagement:
     def _silence(self) -> list[str]:
         """Whether all that was to train in the layers is without a gradient."""
         assert self._plan is not None
-        pieces = self._binding.pieces
+        pieces, trained = self._binding.pieces, self._plan.trained
         layers = [c for c in partition(self._model, "layer") if c.kind == "layer"]
         layered = {part.parameter for component in layers for part in component.slices}
         body = {
             i
             for i, piece in enumerate(pieces)
-            if self._plan.trained[piece.component] and piece.slice.parameter in layered
+            if trained[piece.component] and piece.slice.parameter in layered
         }
         if body and not body & self._received:
             name = self._plan.components[pieces[min(body)].component].name
@@ -221,20 +230,25 @@ def _moves(weight: Tensor, grad: Tensor, rate: Any) -> Tensor:
 
     At the start of a warm-up of the learning rate, updates of half-precision weights round to 0.
     """
-    step = grad.float().abs().clamp(max=1) * rate
-    shows: Tensor = step > torch.finfo(weight.dtype).eps * weight.float().abs()
-    return shows.any()
+    precision = torch.finfo(weight.dtype).eps
+    shows = []
+    chunks = (torch.split(t.flatten(), CHUNK) for t in (grad, weight))
+    for g, w in zip(*chunks, strict=True):
+        step = g.float().abs().clamp_(max=1).mul_(rate)
+        shows.append((step > w.float().abs().mul_(precision)).any())
+    return torch.stack(shows).any()
 
 
 def _sides(
     model: nn.Module, binding: Binding, plan: Plan
 ) -> tuple[list[tuple[str, nn.Module]], list[nn.Module]]:
     """Modules below the boundary with nothing trained in them; modules that own what trains."""
-    trained = {id(p) for p in binding.parameters.values() if _any_trained(binding, p, plan.trained)}
+    on, boundary = plan.trained, plan.boundary  # each looks through all components
+    trained = {id(p) for p in binding.parameters.values() if _any_trained(binding, p, on)}
     below = {
         piece.slice.parameter.rpartition(".")[0]
         for piece in binding.pieces
-        if plan.components[piece.component].depth < plan.boundary
+        if plan.components[piece.component].depth < boundary
     }
     frozen = [(name, model.get_submodule(name)) for name in sorted(below)]
     return (

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -11,6 +13,28 @@ from torch import nn
 from rgft.errors import InputError
 
 Group = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Virtual:
+    """A part of a real group with one multiplier; as it entered the step, to see what was written.
+
+    The dicts are filled anew at each step: thousands of new ones would have Python collect garbage.
+    """
+
+    real: Group
+    multiplier: float
+    parameters: list[nn.Parameter]
+    group: Group = field(default_factory=dict)
+    entered: Group = field(default_factory=dict)
+
+    def fill(self) -> Group:
+        """The group for this step."""
+        rate = _scaled(self.real, self.multiplier)
+        for copy in (self.group, self.entered):
+            copy.clear()
+            copy.update(self.real, params=self.parameters, lr=rate)
+        return self.group
 
 
 class VirtualGroups:
@@ -22,29 +46,25 @@ class VirtualGroups:
     """
 
     def __init__(self) -> None:
-        self._real: list[Group] = []
-        self._virtual: list[tuple[Group, Group, Group]] = []
+        self._real: list[Group] | None = None  # while virtual ones stand in for them
+        self._virtual: list[Virtual] = []
+        self._scale: Mapping[nn.Parameter, float] = {}
+        self._divided: list[tuple[Group, list[nn.Parameter]]] = []
 
     def enter(self, optimizer: torch.optim.Optimizer, scale: Mapping[nn.Parameter, float]) -> None:
         """Swap the virtual groups in. Parameters not in `scale` keep their learning rate."""
         self.abandon(optimizer)
-        self._real = optimizer.param_groups
-        self._virtual = []
-        for real in self._real:
-            by_scale: dict[float, list[nn.Parameter]] = {}
-            for parameter in real["params"]:
-                by_scale.setdefault(scale.get(parameter, 1.0), []).append(parameter)
-            for multiplier, parameters in by_scale.items():
-                if multiplier > 0:
-                    group = {**real, "params": parameters, "lr": _scaled(real, multiplier)}
-                    self._virtual.append((real, group, dict(group)))
-        optimizer.param_groups = [group for _, group, _ in self._virtual]
+        real = optimizer.param_groups
+        if scale is not self._scale or not self._still_divides(real):
+            self._divide(real, scale)
+        optimizer.param_groups = [virtual.fill() for virtual in self._virtual]
+        self._real = real
 
     def abandon(self, optimizer: torch.optim.Optimizer) -> None:
         """Put the real groups back after a step that raised an error half-way."""
-        if self._virtual:
+        if self._real is not None:
             optimizer.param_groups = self._real
-            self._virtual = []
+            self._real = None
 
     def leave(self, optimizer: torch.optim.Optimizer) -> None:
         """Put the real groups back.
@@ -53,10 +73,11 @@ class VirtualGroups:
             InputError: The optimizer keeps state in its groups that depends on the learning rate,
                 which virtual groups cannot carry.
         """
-        optimizer.param_groups = self._real
+        self.abandon(optimizer)
         written: dict[tuple[int, str], Any] = {}
-        for real, group, entered in self._virtual:
-            for key, value in group.items():
+        for virtual in self._virtual:
+            real, entered = virtual.real, virtual.entered
+            for key, value in virtual.group.items():
                 if key in entered and value is entered[key]:
                     continue
                 first = written.setdefault((id(real), key), value)
@@ -67,7 +88,24 @@ class VirtualGroups:
                         "use an optimizer that keeps its state per parameter, such as AdamW"
                     )
                 real[key] = value
-        self._virtual = []
+
+    def _divide(self, groups: list[Group], scale: Mapping[nn.Parameter, float]) -> None:
+        self._scale, self._virtual = scale, []
+        self._divided = [(real, list(real["params"])) for real in groups]
+        for real, parameters in self._divided:
+            by_scale: dict[float, list[nn.Parameter]] = {}
+            for parameter in parameters:
+                by_scale.setdefault(scale.get(parameter, 1.0), []).append(parameter)
+            self._virtual += [Virtual(real, m, held) for m, held in by_scale.items() if m > 0]
+
+    def _still_divides(self, groups: list[Group]) -> bool:
+        """Whether the groups are those that were divided: loading a state replaces them."""
+        return len(groups) == len(self._divided) and all(
+            real is known
+            and len(real["params"]) == len(parameters)
+            and all(map(operator.is_, real["params"], parameters))
+            for real, (known, parameters) in zip(groups, self._divided, strict=True)
+        )
 
 
 def _scaled(group: Group, multiplier: float) -> Any:

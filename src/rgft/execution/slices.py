@@ -3,12 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from rgft.execution.binding import Binding
+from rgft.execution.binding import Binding, Division
+
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What is to be done to one parameter after each step at its largest multiplier.
+
+    Attributes:
+        parameter: The parameter.
+        division: Its blocks.
+        share: Each block's multiplier over the largest, `[blocks, 1, ...]`; None if all that train
+            have the largest.
+        frozen: Indices of the frozen blocks; None if there are none.
+    """
+
+    parameter: nn.Parameter
+    division: Division
+    share: Tensor | None
+    frozen: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """All weights of a parameter if they are scaled, and its frozen blocks, before the step."""
+
+    weight: Tensor | None
+    frozen: dict[str, Tensor]
 
 
 class SliceUpdates:
@@ -22,39 +48,84 @@ class SliceUpdates:
 
     def __init__(self, binding: Binding) -> None:
         self._binding = binding
-        self._before: list[tuple[nn.Parameter, Tensor, dict[str, Tensor]]] = []
+        self._corrections: list[Correction] = []
+        self._kept: list[Kept] = []
 
-    def enter(self, optimizer: torch.optim.Optimizer, lr_scale: Sequence[float]) -> None:
-        """Copy the parameters whose slices have different multipliers, with their state."""
-        self._before = []
-        for parameter in self._binding.parameters.values():
-            if len(set(self._binding.scales_of(parameter, lr_scale))) > 1:
-                state = _slicable(optimizer.state.get(parameter, {}), parameter)
-                copies = {key: value.clone() for key, value in state.items()}
-                self._before.append((parameter, parameter.detach().clone(), copies))
+    def adopt(self, lr_scale: Sequence[float]) -> None:
+        """From the next step on, these are the components' multipliers."""
+        self._corrections = []
+        for parameter, division in self._binding.divisions.items():
+            scales = self._binding.scales_of(parameter, lr_scale)
+            if len(set(scales)) > 1:
+                self._corrections.append(_correction(parameter, division, scales))
 
-    def leave(self, optimizer: torch.optim.Optimizer, lr_scale: Sequence[float]) -> None:
+    def enter(self, optimizer: torch.optim.Optimizer) -> None:
+        """Copy what the step would spoil."""
+        self._kept = [_keep(correction, optimizer) for correction in self._corrections]
+
+    def leave(self, optimizer: torch.optim.Optimizer) -> None:
         """Correct the slices after the step."""
-        for parameter, before, copies in self._before:
-            state = _slicable(optimizer.state.get(parameter, {}), parameter)
-            largest = max(self._binding.scales_of(parameter, lr_scale))
-            for index in self._binding.pieces_of[parameter]:
-                piece = self._binding.pieces[index]
-                scale, old = lr_scale[piece.component], piece.slice.of(before)
-                if scale == 0:
-                    piece.weight.copy_(old)
-                    for key, value in state.items():
-                        kept = copies.get(key, torch.zeros_like(value))
-                        piece.slice.of(value).copy_(piece.slice.of(kept))
-                elif scale != largest:
-                    piece.weight.copy_(torch.lerp(old, piece.weight, scale / largest))
-        self._before = []
+        for correction, kept in zip(self._corrections, self._kept, strict=True):
+            if correction.share is not None and kept.weight is not None:
+                _scale(correction, correction.share, kept.weight)
+            if correction.frozen is not None:
+                _restore(correction, correction.frozen, kept.frozen, optimizer)
+        self._kept = []
 
 
-def _slicable(state: dict[str, Any], parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Optimizer state that has one value per parameter element."""
-    return {
-        key: value
-        for key, value in state.items()
-        if isinstance(value, Tensor) and value.shape == parameter.shape
-    }
+def _correction(parameter: nn.Parameter, division: Division, scales: list[float]) -> Correction:
+    largest, device = max(scales), parameter.device
+    frozen = [i for i, scale in enumerate(scales) if scale == 0]
+    share = None
+    if set(scales) - {0.0, largest}:
+        # half precision would round the multipliers; frozen blocks are restored afterwards
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
+        share = torch.tensor([s / largest if s else 1.0 for s in scales], dtype=dtype).to(device)
+        assert division.dim is not None
+        share = share.reshape(-1, *[1] * (parameter.ndim - division.dim))
+    where = torch.tensor(frozen, device=device) if frozen else None
+    return Correction(parameter, division, share, where)
+
+
+def _keep(correction: Correction, optimizer: torch.optim.Optimizer) -> Kept:
+    frozen = {}
+    if correction.frozen is not None:
+        for key, blocks, dim in _blocks(correction, optimizer):
+            frozen[key] = blocks.index_select(dim, correction.frozen)
+    scaled = correction.share is not None
+    return Kept(correction.parameter.detach().clone() if scaled else None, frozen)
+
+
+def _scale(correction: Correction, share: Tensor, before: Tensor) -> None:
+    blocks = correction.division.blocks
+    new = blocks(correction.parameter.detach())
+    scaled = new.to(share.dtype)  # the weights themselves, if their precision is as high
+    torch.lerp(blocks(before).to(share.dtype), scaled, share, out=scaled)
+    new.copy_(scaled)
+
+
+def _restore(
+    correction: Correction,
+    frozen: Tensor,
+    kept: dict[str, Tensor],
+    optimizer: torch.optim.Optimizer,
+) -> None:
+    """The old bits; zero in state that the optimizer made in this step."""
+    for key, blocks, dim in _blocks(correction, optimizer):
+        if key in kept:
+            blocks.index_copy_(dim, frozen, kept[key])
+        else:
+            blocks.index_fill_(dim, frozen, 0)
+
+
+def _blocks(
+    correction: Correction, optimizer: torch.optim.Optimizer
+) -> list[tuple[str, Tensor, int]]:
+    """Blocks of the weights, under an empty name, and of state with a value per weight."""
+    parameter, division = correction.parameter, correction.division
+    assert division.dim is not None
+    found = {"": parameter.detach()}
+    for key, value in optimizer.state.get(parameter, {}).items():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            found[key] = value
+    return [(key, division.blocks(value), division.dim) for key, value in found.items()]

@@ -1,0 +1,107 @@
+"""Virtual groups that are kept from step to step, against groups made anew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rgft.execution.learning_rates import VirtualGroups
+
+Change = Callable[[torch.optim.Optimizer], None]
+
+
+def optimizer_of(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    groups = [
+        {"params": parameters[:3], "weight_decay": 0.1},
+        {"params": parameters[3:], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=0.5)
+
+
+def reverse_in_place(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.param_groups[0]["params"].reverse()
+
+
+def move_between_groups(optimizer: torch.optim.Optimizer) -> None:
+    first, second = (group["params"] for group in optimizer.param_groups)
+    first[0], second[0] = second[0], first[0]
+
+
+def add_a_group(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(3))], "lr": 0.25})
+
+
+def append_in_place(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.param_groups[1]["params"].append(nn.Parameter(torch.ones(3)))
+
+
+def load_a_state(optimizer: torch.optim.Optimizer) -> None:
+    state = optimizer.state_dict()
+    state["param_groups"][0]["lr"] = 0.0625
+    optimizer.load_state_dict(state)
+
+
+def schedule(optimizer: torch.optim.Optimizer) -> None:
+    optimizer.param_groups[0].update(lr=0.125, betas=(0.5, 0.9))
+    del optimizer.param_groups[1]["maximize"]
+    optimizer.param_groups[1]["name"] = "new"
+
+
+def nothing(optimizer: torch.optim.Optimizer) -> None:
+    del optimizer
+
+
+CHANGES = (
+    nothing,
+    schedule,
+    reverse_in_place,
+    append_in_place,
+    move_between_groups,
+    add_a_group,
+    load_a_state,
+)
+
+
+def others(group: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in group.items() if key not in {"lr", "params"}}
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda c: c.__name__)
+def test_changes_to_the_real_groups_reach_the_virtual_ones(change: Change) -> None:
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(6)]
+    optimizer = optimizer_of(parameters)
+    scale = dict(zip(parameters, (0.0, 2.0, 0.5, 2.0, 2.0, 0.0), strict=True))
+    groups = VirtualGroups()
+    for _ in range(2):
+        groups.enter(optimizer, scale)
+        groups.leave(optimizer)
+    change(optimizer)
+    for _ in range(2):
+        real = optimizer.param_groups
+        before = [dict(group) for group in real]
+        groups.enter(optimizer, scale)
+        found = {p: group for group in optimizer.param_groups for p in group["params"]}
+        assert len(found) == sum(len(group["params"]) for group in optimizer.param_groups)
+        wanted = {p: group for group in real for p in group["params"] if scale.get(p, 1.0)}
+        assert set(found) == set(wanted)
+        for p, group in wanted.items():
+            assert found[p]["lr"] == group["lr"] * scale.get(p, 1.0)
+            assert others(found[p]) == others(group)
+        groups.leave(optimizer)
+        assert optimizer.param_groups is real
+        assert real == before
+
+
+def test_another_plan_divides_anew() -> None:
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(6)]
+    optimizer = optimizer_of(parameters)
+    groups = VirtualGroups()
+    for frozen in parameters:
+        groups.enter(optimizer, {p: float(p is not frozen) for p in parameters})
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        assert {id(p) for p in held} == {id(p) for p in parameters} - {id(frozen)}
+        groups.leave(optimizer)
