@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rgft import Config, EngagementError, Guide, Policy, Situation
+from rgft import Config, EngagementError, Guide, Plan, Policy, Situation
 from rgft.execution import engagement
 from slicings import DTYPES, random_binding, random_gradients
 from tiny import (
@@ -325,3 +325,26 @@ def test_a_step_is_expected_to_show_if_it_would_show_in_any_weight(
                 assert bool(engagement._moves(piece.weight, piece.grad, rate)) == shows
                 found.add(shows)
     assert found == {True, False}
+
+
+def test_a_check_asks_the_plan_no_oftener_for_more_components(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each answer goes through all components: asking once for each would be quadratic."""
+    trained = Plan.trained.fget
+    asked: list[Plan] = []
+    monkeypatch.setattr(
+        Plan, "trained", property(lambda plan: (asked.append(plan), trained(plan))[1])
+    )
+    counts = []
+    for count in (3, 30):
+        asked.clear()
+        model = nn.Sequential(*[nn.Linear(5, 5) for _ in range(count)])
+        optimizer, guide = guided(model, policy="suffix", top=0.4, every=2)
+        for _ in range(4):
+            optimizer.zero_grad()
+            model(torch.ones(2, 5)).square().mean().backward()
+            optimizer.step()
+        assert len(guide.components) == count
+        counts.append(len(asked))
+    assert counts[0] == counts[1] > 0
