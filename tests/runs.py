@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import sys
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,6 +27,7 @@ CONTEXT.set_forkserver_preload(
 def _command(arguments: list[str], output: Path) -> None:
     """`rgft` with these arguments; what it prints goes to two files."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(output.with_name(f"{output.name}.{name}"), _CREATE), number)
     sys.argv = ["rgft", *arguments]

@@ -54,6 +54,12 @@ def test_any_problem(problem: tuple[list[float], ComponentCosts, float, set[int]
     check(*problem)
 
 
+def test_what_costs_next_to_nothing() -> None:
+    tiny = 2.225073858507e-311
+    check([1.0, 2.0], ComponentCosts(2, 0.0, {1: tiny, 2: 1.0}), 0.5, set())
+    check([1.0], ComponentCosts(1, 0.0, {1: tiny}), tiny, set())
+
+
 def chain(count: int, draw: random.Random) -> ComponentCosts:
     """Layers in a row: each has weight gradients, and all below need its input gradient."""
     backward = {1 << i: draw.choice([4.0, 8.0, draw.random() * 8]) for i in range(count)}

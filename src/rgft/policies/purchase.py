@@ -61,8 +61,16 @@ def purchase(
     [1, 2]
     """
     bought = frozenset(always)
+    with np.errstate(all="ignore"):  # value per weight of what costs (next to) nothing
+        return _best(np.fromiter(values, dtype=np.float64), costs, allowance, bought)
+
+
+def _best(
+    values: Array, costs: ComponentCosts, allowance: float, bought: frozenset[int]
+) -> frozenset[int]:
+    """`purchase` with the components in `bought`."""
     left = allowance - costs.cost(bought)
-    goods = _to_be_had(np.fromiter(values, dtype=np.float64), costs, bought)
+    goods = _to_be_had(values, costs, bought)
     if left < -TOLERANCE * abs(allowance) or not len(goods.index):
         return bought
     unions, prices = _unions(goods, left)
@@ -90,8 +98,7 @@ def _to_be_had(values: Array, costs: ComponentCosts, bought: frozenset[int]) -> 
     joint = [(owners, flops) for owners, flops in unpaid if owners.bit_count() > 1]
     needed = _as_numbers(_as_bits([owners for owners, _ in joint], costs.components).T)
     wanted = np.array([i for i in np.flatnonzero(values > 0) if i not in bought], dtype=np.int64)
-    with np.errstate(divide="ignore"):
-        wanted = wanted[np.argsort(-values[wanted] / weights[wanted], kind="stable")]
+    wanted = wanted[np.argsort(-values[wanted] / weights[wanted], kind="stable")]
     shared = [needed[i] for i in wanted]
     return _Goods(wanted, values[wanted], weights[wanted], shared, [flops for _, flops in joint])
 
@@ -216,8 +223,7 @@ def _worth_keeping(
 ) -> Indices:
     """Positions of the pairs that can still become better than `best`, dominated ones left out."""
     room = capacity - weight
-    with np.errstate(invalid="ignore"):
-        bound = value + np.where(room >= 0, room * ratios[0], room * ratios[1])
+    bound = value + np.where(room >= 0, room * ratios[0], room * ratios[1])
     keep = np.flatnonzero(bound > best * (1 + TOLERANCE))
     keep = keep[np.lexsort((-value[keep], weight[keep]))]
     before = np.maximum.accumulate(np.r_[-np.inf, value[keep]])[:-1]
