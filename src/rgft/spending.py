@@ -23,7 +23,7 @@ class Budget:
 
     Attributes:
         share: Of the FLOPs of full fine-tuning on the same data and epochs, in (0, 1].
-        seconds: Of training.
+        seconds: On the wall, from when spending begins; evaluations during training count.
     """
 
     share: float | None = None
