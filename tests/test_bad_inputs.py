@@ -597,7 +597,7 @@ def test_a_full_disk_is_no_end(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr("rgft.train.RunTrainer.save_model", full)
+        patch.setattr("rgft.run_trainer.RunTrainer.save_model", full)
         with pytest.raises(InputError, match="No space left"):
             run(spec, output, resume=True)
     with monkeypatch.context() as patch:

@@ -8,6 +8,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from rgft.batches import Collator, tokenize
@@ -90,11 +91,60 @@ def test_a_time(spec: RunSpec, tmp_path: Path) -> None:
     assert record["status"] == "finished"
 
 
-@pytest.mark.parametrize("method", ["rgft", "rgft-threshold"])
-def test_a_killed_run_resumes_to_the_same_bits(spec: RunSpec, tmp_path: Path, method: str) -> None:
+def test_the_prefix_cache_buys_steps(spec: RunSpec, tmp_path: Path) -> None:
+    """At the same budget, which is met also by what the comparisons cost."""
+    frozen = replace(spec, budget="0.9", settings={"every": 5, "frozen_below": 2})
+    cached = run(frozen, tmp_path / "cached")
+    bare = run(replace(frozen, prefix_cache="off"), tmp_path / "bare")
+    use = cached["prefix_cache"]
+    assert use["misses"] == 120 == cached["rows"]["train"]
+    assert use["hits"] == cached["visits"] - use["misses"] > 0
+    assert use["checks"] > 0
+    assert bare["prefix_cache"] is None
+    assert cached["visits"] > 1.05 * bare["visits"]
+    assert abs(cached["flops"]["share"] - 0.9) < 0.01 > abs(bare["flops"]["share"] - 0.9)
+    assert not (tmp_path / "cached" / "checkpoints").exists()
+
+
+def test_no_cache_where_no_sample_comes_back(spec: RunSpec, tmp_path: Path) -> None:
+    few = replace(spec, budget="0.1", settings={"every": 5, "frozen_below": 2})
+    assert run(few, tmp_path)["prefix_cache"] is None
+
+
+@pytest.mark.parametrize("method", ["rgft", "full"])
+def test_well_predicted_samples_are_skipped(spec: RunSpec, tmp_path: Path, method: str) -> None:
+    settings = {"every": 5} if method == "rgft" else {}
+    record = run(replace(spec, method=method, budget="1", skip=0.9, settings=settings), tmp_path)
+    table = pd.read_parquet(tmp_path / "residuals.parquet")
+    assert len(table) == record["rows"]["train"]
+    assert table["visits"].sum() == record["visits"]
+    assert table["visits"].min() >= 1
+    assert table["visits"].max() - table["visits"].min() >= 2  # at most 1 where none is skipped
+    assert abs(record["flops"]["share"] - 1) < 0.01
+
+
+def test_without_a_budget_the_ledger_is_kept_too(spec: RunSpec, tmp_path: Path) -> None:
+    record = run(replace(spec, epochs=2), tmp_path)
+    table = pd.read_parquet(tmp_path / "residuals.parquet")
+    assert (table["visits"] == 2).all()
+    assert record["history"][-1]["epoch"] == 2
+    assert table["correct"].max() == 2
+
+
+RESUMED = {
+    "rgft": {"settings": {"every": 5}},
+    "rgft-threshold": {"settings": {"every": 5, "warmup": 5}},
+    "full": {"settings": {}, "skip": 0.5, "group_by_length": True},
+    "rgft, cached": {"settings": {"every": 5, "frozen_below": 2}, "skip": 0.5, "budget": "0.9"},
+}
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_killed_run_resumes_to_the_same_bits(spec: RunSpec, tmp_path: Path, case: str) -> None:
     warm_up()
-    settings = {"every": 5} | ({"warmup": 5} if method == "rgft-threshold" else {})
-    given = replace(spec, method=method, budget="0.6", evaluations=2, settings=settings)
+    method, _, _ = case.partition(",")
+    options = {"method": method, "budget": "0.6", "evaluations": 2, **RESUMED[case]}
+    given = replace(spec, **options)
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     arguments = command(given).split()[1:]
     assert finish(start([*arguments, "--output-dir", str(whole)], whole)) == 0

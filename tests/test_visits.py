@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader
 
 from outcomes import offsets
 from rgft import visits
+from rgft.batch_order import by_length, evened
 from rgft.errors import InputError
 from rgft.residuals import Ledger
 from rgft.sampling import systematic, weighted_loss
-from rgft.visits import VisitSampler, by_length, evened
+from rgft.visits import VisitSampler
 
 exact = settings(derandomize=True, deadline=None, max_examples=60)
 RESIDUALS = [0.1, 2.0, 0.2, 3.0, 0.3, 1.1, 0.1]

@@ -39,6 +39,19 @@ def tokenize(task: TaskData, split: str, tokenizer: Any, max_length: int) -> lis
     return examples
 
 
+SAMPLE_IDS = "sample_ids"
+BESIDE = ("labels", SAMPLE_IDS)  # what is not padded
+
+
+def numbered(examples: Sequence[Example]) -> list[Example]:
+    """The examples, each with its position: what is remembered of a sample goes by it.
+
+    >>> numbered([{"labels": 1}])
+    [{'labels': 1, 'sample_ids': 0}]
+    """
+    return [{**example, SAMPLE_IDS: i} for i, example in enumerate(examples)]
+
+
 class Collator:
     """Pads examples to the longest of the batch, rounded up to a multiple of 8."""
 
@@ -46,9 +59,12 @@ class Collator:
         self._tokenizer = tokenizer
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """A batch: each value `[B, L]`, labels `[B]` int64 or float32."""
+        """A batch: each value `[B, L]`; labels `[B]` int64 or float32; ids `[B]`, if given."""
         labels = [example["labels"] for example in examples]
-        inputs = [{k: v for k, v in example.items() if k != "labels"} for example in examples]
+        inputs = [{k: v for k, v in example.items() if k not in BESIDE} for example in examples]
         padded = self._tokenizer.pad(inputs, pad_to_multiple_of=MULTIPLE, return_tensors="pt")
         dtype = torch.float32 if isinstance(labels[0], float) else torch.int64
-        return {**padded, "labels": torch.tensor(labels, dtype=dtype)}
+        batch = {**padded, "labels": torch.tensor(labels, dtype=dtype)}
+        if SAMPLE_IDS in examples[0]:
+            batch[SAMPLE_IDS] = torch.tensor([example[SAMPLE_IDS] for example in examples])
+        return batch

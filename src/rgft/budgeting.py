@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from rgft.batches import MULTIPLE, Collator, Example
-from rgft.costs import Action, CostModel, FlopMeter
+from rgft.components import partition
+from rgft.config import Config
+from rgft.costs import Action, CostModel, FlopMeter, component_costs
 from rgft.survey import Survey, survey
 
 STANDARD_BATCH = 32  # samples a step of the full fine-tuning that a budget is a share of
@@ -84,3 +86,18 @@ def charged_survey(
     affordable = takewhile(lambda _: meter.spent - start < allowance, batches)
     with meter.charging():
         return survey(model, affordable)
+
+
+def step_share(
+    model: nn.Module, config: Config, meter: FlopMeter, batch: dict[str, Tensor]
+) -> float:
+    """Cost of a step that trains all that is not frozen for good, relative to a full one."""
+    components = partition(model, config.granularity)
+    graph = meter.costs.graph(**batch)
+    costs = component_costs([graph], components)
+    kept = [
+        i
+        for i, component in enumerate(components)
+        if component.depth >= config.frozen_below or component.kind in config.always_train
+    ]
+    return costs.cost(kept) / costs.full

@@ -10,7 +10,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 FOLDER = "checkpoints"
-NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin")
+CACHE = "prefix_cache"  # what the frozen deepest layers put out
+VISITS = "visits.pt"  # which samples were visited, and how wrong the model was on them
+NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", VISITS)
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:

@@ -90,6 +90,22 @@ def app() -> None:
     help="A setting of the method: beta=0.95, alpha=2, top=0.3, every=1, ...; repeatable.",
 )
 @click.option("--evaluations", type=int, help="Evaluations and checkpoints per epoch, about.  [4]")
+@click.option(
+    "--skip",
+    type=float,
+    help="With a budget: share of the well predicted samples that an epoch leaves out.  "
+    "[the method's]",
+)
+@click.option(
+    "--group-by-length/--no-group-by-length",
+    default=None,
+    help="With a budget: batches of texts of like length.  [the method's]",
+)
+@click.option(
+    "--prefix-cache",
+    help="Keep what the frozen deepest layers put out: float32, bfloat16, int8 or off.  "
+    "[float32 where it pays]",
+)
 @click.option("--resume", is_flag=True, help="Go on exactly from the newest checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is in the folder.")
 def train(

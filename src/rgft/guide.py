@@ -179,6 +179,12 @@ class Guide:
         parameters = self.binding.parameters
         return frozenset(name for name, p in parameters.items() if p.requires_grad)
 
+    @property
+    def lowest(self) -> int:
+        """Least depth of a component that the plan in force trains."""
+        parts = zip(self.plan.trained, self.components, strict=True)
+        return min(component.depth for trained, component in parts if trained)
+
     def _may_train(self, component: Component) -> bool:
         """Whether a component is not frozen for good."""
         kept = component.kind in self.config.always_train

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,20 +22,29 @@ from rgft.budgeting import (
     batch_shapes,
     charged_survey,
     full_fine_tuning_flops,
+    step_share,
     survey_batches,
 )
 from rgft.config import Config
 from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
+from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
 from rgft.methods import Method, Recipe, find_method
 from rgft.models import load_classifier, load_tokenizer
+from rgft.policies import find_policy
 from rgft.progress import waiting
+from rgft.residuals import Ledger
 from rgft.settings import method_config
 from rgft.spec import RunSpec
 from rgft.spending import Spending, parse_budget
 from rgft.survey import Survey
 from rgft.tasks import TaskData, load_folder, load_task
+from rgft.visits import VisitSampler
+
+BUCKET = 16  # batches whose texts are sorted by length among each other
+MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
+OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +60,17 @@ class Prepared:
     meter: FlopMeter
     examples: dict[str, list[Example]]
     batch_size: int
+    ledger: Ledger
+    visits: VisitSampler | None
+    prefix_cache: str | None
     spending: Spending | None = None
     survey: Survey | None = None
+
+    def storage(self, folder: Path) -> Storage | None:
+        """Where the prefix cache keeps what it has, if there is one."""
+        if self.prefix_cache is None:
+            return None
+        return Storage(folder, self.prefix_cache, data=self.task.fingerprint())
 
     def sample_losses(self, count: int) -> Iterator[Tensor]:
         """Losses of the first training samples one by one, for the signals that need them.
@@ -122,8 +141,28 @@ def prepare(spec: RunSpec) -> Prepared:
         recipe = method.surveyed.shallow if shallow else method.surveyed.deep
     lr = recipe.lr if spec.lr is None else spec.lr
     batch_size = spec.batch_size or recipe.batch_size
+    ledger = Ledger(len(examples["train"]))
+    visits = None
+    if spending is not None:
+        visits = _visits(spec, method, ledger, examples["train"], batch_size)
+    cache = _prefix_cache(
+        spec, model, config, spending, lambda: collate(examples["train"][:batch_size])
+    )
     return Prepared(
-        task, tokenizer, model, method, config, lr, meter, examples, batch_size, spending, surveyed
+        task=task,
+        tokenizer=tokenizer,
+        model=model,
+        method=method,
+        config=config,
+        lr=lr,
+        meter=meter,
+        examples=examples,
+        batch_size=batch_size,
+        ledger=ledger,
+        visits=visits,
+        prefix_cache=cache,
+        spending=spending,
+        survey=surveyed,
     )
 
 
@@ -134,6 +173,57 @@ def _full_flops(spec: RunSpec, costs: CostModel, rows: Sequence[Example], collat
     shapes = batch_shapes(lengths, batch_size=size, epochs=spec.epochs, seed=spec.seed)
     longest = dict(max(rows, key=lambda row: len(row["input_ids"])))
     return full_fine_tuning_flops(costs, shapes, longest, collate)
+
+
+def _visits(
+    spec: RunSpec, method: Method, ledger: Ledger, rows: Sequence[Example], batch_size: int
+) -> VisitSampler:
+    """The samples of a run that ends with its budget."""
+    grouped = spec.group_by_length
+    if grouped is None:
+        grouped = method.surveyed is not None
+    epochs = math.ceil(spec.epochs * MOST_VISITS)
+    return VisitSampler(
+        ledger,
+        batch_size=batch_size,
+        epochs=epochs,
+        skip=spec.skip or 0.0,
+        full_pass=0.0,  # the epoch in which the budget ends is not known
+        lengths=[len(row["input_ids"]) for row in rows] if grouped else None,
+        bucket=BUCKET,
+        seed=spec.seed,
+    )
+
+
+def _prefix_cache(
+    spec: RunSpec,
+    model: nn.Module,
+    config: Config,
+    spending: Spending | None,
+    batch: Callable[[], dict[str, Tensor]],
+) -> str | None:
+    """Format of the prefix cache; None for none.
+
+    Raises:
+        InputError: One is asked for, and nothing is ever frozen.
+    """
+    if spec.prefix_cache == OFF:
+        return None
+    fixed = config.frozen_below > 1
+    if spec.prefix_cache is not None:
+        if not fixed and not find_policy(config).freezes:
+            raise InputError(
+                f"prefix_cache is {spec.prefix_cache!r}, but the method '{spec.method}' freezes no "
+                "layer: drop it, or freeze some with --set frozen_below=N"
+            )
+        return spec.prefix_cache
+    if not fixed or spending is None:
+        return None
+    share = spending.budget.share
+    # without a second visit there is nothing to find
+    if share and share * spec.epochs <= step_share(model, config, spending.meter, batch()):
+        return None
+    return "float32"
 
 
 def _check_guidance(model: nn.Module, config: Config, spending: Spending | None) -> None:

@@ -15,6 +15,7 @@ from transformers.trainer_callback import ExportableState
 from rgft.costs import FlopMeter
 from rgft.errors import InputError
 from rgft.integrations.transformers import RGFTCallback
+from rgft.residuals import Ledger
 from rgft.spending import Spending
 
 Totals = dict[str, Any]
@@ -41,6 +42,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
     Args:
         meter: Counts FLOPs.
         guidance: The callback that guides the run.
+        ledger: Counts the visits.
 
     Attributes:
         totals: Sums over the whole run, over interruptions too.
@@ -48,8 +50,9 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         train_loss: Logged training losses over steps.
     """
 
-    def __init__(self, meter: FlopMeter, guidance: RGFTCallback) -> None:
+    def __init__(self, meter: FlopMeter, guidance: RGFTCallback, ledger: Ledger) -> None:
         self.meter = meter
+        self._ledger = ledger
         self._guidance = guidance
         self.totals: Totals = {
             "train": 0.0,
@@ -143,7 +146,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.history.append(
             {
                 "step": state.global_step,
-                "epoch": state.epoch,
+                "epoch": int(self._ledger.visits.sum()) / len(self._ledger),
                 "flops": self.meter.spent,
                 "seconds": self.totals["train"],
                 "validation": strip(kwargs["metrics"], "eval_"),

@@ -18,9 +18,11 @@ from rgft.error_map import ErrorMap
 from rgft.errors import InputError
 from rgft.progress import waiting
 from rgft.report import write_report
+from rgft.residuals import Ledger
 from rgft.spec import RunSpec, arguments
 
 ERROR_MAP_FILE = "error_map.parquet"
+LEDGER_FILE = "residuals.parquet"
 REPORT_FILES = ("error_map.png", "report.html")  # in the order of writing
 ADAPTER = "adapter"
 MODEL_FILES = (  # of whatever model and tokenizer; some by patterns
@@ -30,7 +32,7 @@ MODEL_FILES = (  # of whatever model and tokenizer; some by patterns
     *("vocab.json", "merges.txt", "spiece.model", "spm.model", "tokenizer.model"),
     "sentencepiece.bpe.model",
 )
-RESULTS = (ADAPTER, ERROR_MAP_FILE, *REPORT_FILES, *MODEL_FILES)
+RESULTS = (ADAPTER, ERROR_MAP_FILE, LEDGER_FILE, *REPORT_FILES, *MODEL_FILES)
 OURS = (FOLDER, records.RUN_FILE, *RESULTS)
 STAGING = f"{PREFIX}saving{SUFFIX}"
 
@@ -134,8 +136,8 @@ def sweep(output_dir: Path) -> None:
         _remove(unfinished)
 
 
-def save(output_dir: Path, model: Any, tokenizer: Any, error_map: ErrorMap, *, lora: bool) -> None:
-    """The model (LoRA pairs merged in), its tokenizer and the error map, each file whole."""
+def save(output_dir: Path, model: Any, tokenizer: Any, *, lora: bool) -> None:
+    """The model (LoRA pairs merged in) and its tokenizer, each file whole."""
     staging = output_dir / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     if lora:
@@ -148,7 +150,12 @@ def save(output_dir: Path, model: Any, tokenizer: Any, error_map: ErrorMap, *, l
         target.parent.mkdir(exist_ok=True)
         path.replace(target)
     shutil.rmtree(staging)
+
+
+def save_ledgers(output_dir: Path, error_map: ErrorMap, ledger: Ledger) -> None:
+    """Where in the model the error came from, and on which samples."""
     error_map.to_parquet(output_dir / ERROR_MAP_FILE)
+    ledger.write(output_dir / LEDGER_FILE)
 
 
 def _matching(folder: Path, names: Iterable[str]) -> Iterator[Path]:

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rgft.errors import InputError
-from rgft.rules import POSITIVE, Rule, check, optional, whole
+from rgft.rules import POSITIVE, Rule, check, number, optional, whole
 from rgft.spending import parse_budget
 
+CACHES = ("float32", "bfloat16", "int8", "off")
 RULES: dict[str, Rule] = {
     "epochs": POSITIVE,
     "lr": optional(POSITIVE),
@@ -22,6 +23,8 @@ RULES: dict[str, Rule] = {
     "batch_size": optional(whole(1)),
     "max_length": whole(4),
     "evaluations": whole(1),
+    "skip": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
+    "prefix_cache": optional((lambda v: v in CACHES, f"one of {', '.join(CACHES)}")),
 }
 
 
@@ -45,6 +48,12 @@ class RunSpec:
         granularity: How components are cut; None for the method's own.
         settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
         evaluations: Evaluations of the validation split, and checkpoints, per epoch (about).
+        skip: With a budget: share of the well predicted samples that an epoch leaves out; None for
+            the method's own (0 without one).
+        group_by_length: With a budget: whether batches hold texts of like length; None for the
+            method's own.
+        prefix_cache: Format in which outputs of the frozen deepest layers are kept, or "off"; None
+            for the method's own.
     """
 
     model: str = "minilm"
@@ -62,11 +71,20 @@ class RunSpec:
     granularity: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluations: int = 4
+    skip: float | None = None
+    group_by_length: bool | None = None
+    prefix_cache: str | None = None
 
     def __post_init__(self) -> None:
         check(self, RULES)
         if self.budget is not None:
             parse_budget(self.budget)
+        elif self.skip or self.group_by_length is not None:
+            name = "skip" if self.skip else "group_by_length"
+            raise InputError(
+                f"{name} takes effect with a budget alone: give --budget too (1.0 for what full "
+                "fine-tuning costs)"
+            )
         if self.task is None and self.data is None:
             raise InputError("no data: give --task NAME (see `rgft data`) or --data DIR")
 
@@ -113,6 +131,8 @@ def command(spec: RunSpec) -> str:
         if option.name == "settings":
             for key, setting in value.items():
                 parts += ["--set", f"{key}={_written(setting)}"]
+        elif isinstance(value, bool):
+            parts.append(f"--{'' if value else 'no-'}{option.name.replace('_', '-')}")
         elif value is not None:
             text = join_columns(value) if isinstance(value, tuple) else str(value)
             parts += [f"--{option.name.replace('_', '-')}", text]

@@ -8,23 +8,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
-from rgft import metrics, records
-from rgft.batches import Collator
-from rgft.checkpoints import FOLDER, newest_checkpoint, step_of
+from rgft import records
+from rgft.batches import Collator, numbered
+from rgft.checkpoints import CACHE, FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
 from rgft.integrations.transformers import RGFTCallback
 from rgft.methods import find_method
 from rgft.models import PACKAGED
-from rgft.preparation import Prepared, prepare
+from rgft.preparation import MOST_VISITS, Prepared, prepare
 from rgft.progress import Progress, Quiet
-from rgft.recorder import Pace, RunRecorder, StopOnSignal, diverged, strip
-from rgft.residuals import Ledger
+from rgft.recorder import Pace, RunRecorder, StopOnSignal, strip
 from rgft.run_folder import (
     begin,
     clear,
@@ -35,20 +32,18 @@ from rgft.run_folder import (
     probe_writable,
     refuse_foreign,
     save,
+    save_ledgers,
 )
+from rgft.run_trainer import RunTrainer
 from rgft.spec import RunSpec, command
 from rgft.spending import parse_budget
 from rgft.storage import storage_problem
-from rgft.tasks import Kind
-from rgft.visits import VisitSampler
 
 EVALUATION_BATCH = 64
 WARMUP_SHARE = 0.06  # of all steps; RoBERTa's setting for GLUE (Liu et al. 2019)
 WEIGHT_DECAY = 0.01
-BUCKET = 16  # batches whose texts are sorted by length among each other
-MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
 
-__all__ = ["RunSpec", "RunTrainer", "command", "run"]
+__all__ = ["RunSpec", "command", "run"]
 
 
 def run(
@@ -147,6 +142,8 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
     return TrainingArguments(
         output_dir=str(output_dir / FOLDER),
         num_train_epochs=epochs,
+        max_steps=-1 if spec.budget is None else total,
+        ignore_data_skip=spec.budget is not None,  # the visits know their place
         per_device_train_batch_size=prepared.batch_size,
         per_device_eval_batch_size=EVALUATION_BATCH,
         learning_rate=prepared.lr,
@@ -169,22 +166,6 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
     )
 
 
-def _sampler(spec: RunSpec, prepared: Prepared) -> VisitSampler | None:
-    """Batches of like lengths, for methods that make the most of a budget."""
-    if prepared.spending is None or prepared.method.surveyed is None:
-        return None
-    lengths = [len(row["input_ids"]) for row in prepared.examples["train"]]
-    return VisitSampler(
-        Ledger(len(lengths)),
-        batch_size=prepared.batch_size,
-        epochs=math.ceil(spec.epochs * MOST_VISITS),
-        skip=0.0,
-        lengths=lengths,
-        bucket=BUCKET,
-        seed=spec.seed,
-    )
-
-
 def _stages(spec: RunSpec) -> int:
     """Evaluations of a run with a budget: as many as full fine-tuning has for that share."""
     assert spec.budget is not None
@@ -200,74 +181,54 @@ def _execute(
     checkpoint: Path | None,
 ) -> dict[str, Any]:
     """Train, evaluate, write."""
-    guidance = RGFTCallback(prepared.config, prepared.sample_losses, prepared.spending)
-    recorder = RunRecorder(prepared.meter, guidance)
+    guidance = RGFTCallback(
+        prepared.config,
+        prepared.sample_losses,
+        prepared.spending,
+        prepared.storage(output_dir / FOLDER / CACHE),
+        prepared.meter,
+    )
+    recorder = RunRecorder(prepared.meter, guidance, prepared.ledger)
     interruption, progress = StopOnSignal(), Progress(prepared.task.metric)
     pace = [] if prepared.spending is None else [Pace(prepared.spending, _stages(spec))]
     set_seed(spec.seed)
     trainer = RunTrainer(
         recorder,
         prepared.task.kind,
-        _sampler(spec, prepared),
+        prepared.ledger,
+        prepared.visits,
+        identified=prepared.prefix_cache is not None,
         model=prepared.model,
         args=_arguments(spec, prepared, output_dir),
-        train_dataset=prepared.examples["train"],
+        train_dataset=numbered(prepared.examples["train"]),
         eval_dataset=prepared.examples["validation"],
         data_collator=Collator(prepared.tokenizer),
         callbacks=[guidance, recorder, *pace, progress, interruption],
     )
     trainer.remove_callback(PrinterCallback)
+    if checkpoint is not None:
+        trainer.go_on(checkpoint)
     with interruption, progress:
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if interruption.stopped and trainer.state.global_step < trainer.state.max_steps:
         record |= {"status": "interrupted", "step": trainer.state.global_step}
         records.write_run(output_dir, record)
         return record
-    outcome = _outcome(trainer, prepared, recorder)
+    outcome = _outcome(trainer, prepared, recorder, guidance)
     prepared.meter.close()
     assert guidance.guide is not None
     record |= {"status": "finished", "finished": now(), **outcome}
-    error_map = guidance.guide.error_map
     lora = prepared.method.lora
-    save(output_dir, trainer.model, prepared.tokenizer, error_map, lora=lora)
+    save(output_dir, trainer.model, prepared.tokenizer, lora=lora)
+    save_ledgers(output_dir, guidance.guide.error_map, prepared.ledger)
     records.write_run(output_dir, record)
     finish(output_dir)
     return record
 
 
-class RunTrainer(Trainer):  # type: ignore[misc]
-    """A Trainer that tells the recorder every loss, and whose metrics must be finite.
-
-    The Trainer's own running mean of the loss is not in its checkpoints.
-    """
-
-    def __init__(
-        self,
-        recorder: RunRecorder,
-        kind: Kind,
-        sampler: Sampler[int] | None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(**settings, compute_metrics=self._metrics)
-        self._recorder, self._kind, self._sampler = recorder, kind, sampler
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """The sampler that was given, else the Trainer's own."""
-        return self._sampler or super()._get_train_sampler(train_dataset)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """One forward and backward pass."""
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
-        self._recorder.add_loss(loss)
-        return loss
-
-    def _metrics(self, prediction: Any) -> dict[str, float]:
-        if not np.isfinite(prediction.predictions).all():
-            raise diverged("output of the model", math.nan, self.state.global_step)
-        return metrics.compute(self._kind, prediction.predictions, prediction.label_ids)
-
-
-def _outcome(trainer: Trainer, prepared: Prepared, recorder: RunRecorder) -> dict[str, Any]:
+def _outcome(
+    trainer: RunTrainer, prepared: Prepared, recorder: RunRecorder, guidance: RGFTCallback
+) -> dict[str, Any]:
     """Metrics of every split but train, and what the run cost."""
     results: dict[str, dict[str, float]] = {}
     for split, examples in prepared.examples.items():
@@ -289,6 +250,8 @@ def _outcome(trainer: Trainer, prepared: Prepared, recorder: RunRecorder) -> dic
             "share": prepared.meter.spent / full,
         },
         "seconds": {key: recorder.totals[key] for key in ("train", "overhead", "evaluate")},
+        "visits": int(prepared.ledger.visits.sum()),
+        "prefix_cache": None if guidance.cache is None else guidance.cache.counts,
         "peak_memory_bytes": records.peak_memory_bytes(),
         "parameters": {
             "total": sum(p.numel() for p in parameters),

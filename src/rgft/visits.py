@@ -6,6 +6,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from rgft.batch_order import by_length, evened
 from rgft.errors import InputError
 from rgft.residuals import Ledger
 from rgft.sampling import KeepRule, check_skip, find_rule, keep_probability, systematic, weights
@@ -266,44 +268,28 @@ class VisitSampler(Sampler[int]):
             )
 
 
-def by_length(
-    visits: Tensor, lengths: Tensor, batch: int, bucket: int, generator: torch.Generator
-) -> Tensor:
-    """Visits reordered so that those of a batch have like lengths; a permutation of them.
+class VisitBatches(Sampler[list[int]]):
+    """Batches of a sampler's visits, epoch after epoch without end.
 
-    Within each `bucket` batches the visits are sorted by length and cut into batches, and all
-    batches are then shuffled. A last short batch stays the last.
+    Give it to a `DataLoader` as `batch_sampler`, without workers: the sampler's place is then that
+    of the batch that was handed out last. The last batch of an epoch may be short.
 
     Args:
-        visits: Numbers of samples in random order, `[n]`.
-        lengths: Length of each sample, `[N]`.
-        batch: Samples in a batch.
-        bucket: Batches that are sorted together.
-        generator: Of the order of the batches.
+        sampler: Whose visits they are.
 
-    >>> lengths = torch.tensor([9, 1, 8, 2, 5])
-    >>> visits = by_length(torch.arange(5), lengths, 2, 2, torch.Generator().manual_seed(0))
-    >>> sorted(visits.view(-1)[:4].view(2, 2).tolist()), visits[4].item()
-    ([[1, 3], [2, 0]], 4)
+    >>> batches = iter(VisitBatches(VisitSampler(Ledger(5), batch_size=2, epochs=2)))
+    >>> [len(next(batches)) for _ in range(6)]
+    [2, 2, 1, 2, 2, 1]
     """
-    full = len(visits) // batch * batch
-    order = torch.argsort(lengths[visits], stable=True)
-    group = torch.arange(len(visits)) // (batch * bucket)
-    group[full:] = len(visits)  # the short batch is a bucket of its own
-    order = order[torch.argsort(group[order], stable=True)]
-    batches = visits[order[:full]].view(-1, batch)
-    shuffled = batches[torch.randperm(len(batches), generator=generator)]
-    return torch.cat([shuffled.flatten(), visits[order[full:]]])
 
+    def __init__(self, sampler: VisitSampler) -> None:
+        self._sampler = sampler
 
-def evened(visits: Tensor, ranks: int) -> Tensor:
-    """Visits, the first of them repeated until they divide evenly among processes.
-
-    >>> evened(torch.tensor([5, 6, 7]), 2).tolist()
-    [5, 6, 7, 5]
-    """
-    total = math.ceil(len(visits) / ranks) * ranks
-    return visits[torch.arange(total) % max(1, len(visits))]
+    def __iter__(self) -> Iterator[list[int]]:
+        while True:
+            visits = iter(self._sampler)
+            while batch := list(islice(visits, self._sampler.batch_size)):
+                yield batch
 
 
 def _whole(name: str, value: int, least: int) -> None:

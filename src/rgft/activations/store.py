@@ -154,6 +154,11 @@ class ActivationStore:
             if self._folder is None:
                 self._file.settle()  # no index leads there
 
+    def keep_first(self, count: int) -> None:
+        """Forget all entries but the first `count` that were put."""
+        for key in list(self._entries)[count:]:
+            self.remove(key)
+
     def clear(self) -> None:
         """Forget all entries."""
         self._entries.clear()

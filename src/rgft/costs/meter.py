@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,21 +28,22 @@ class FlopMeter:
         spent: FLOPs so far.
         full: FLOPs that full fine-tuning would have spent on the same batches.
         batches: How many those are.
+        costs: Of the model.
         graph: Operations of the last of them.
         detached: Paths of modules whose output passes no gradient at present.
-        skipped: Paths of modules that the next forward pass does not run.
+        skipped: Called at each forward pass: paths of modules that it does not run.
     """
 
     def __init__(self, model: nn.Module, reference: CostModel | None = None) -> None:
-        self._costs = CostModel(model)
-        self._reference = reference or self._costs
+        self.costs = CostModel(model)
+        self._reference = reference or self.costs
         self._model = model
         self.spent = 0
         self.full = 0
         self.batches = 0
         self.graph: Graph | None = None
         self.detached: frozenset[str] = frozenset()
-        self.skipped: frozenset[str] = frozenset()
+        self.skipped: Callable[[], Collection[str]] = tuple
         self._probing = self._charging = False
         self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
@@ -79,9 +80,9 @@ class FlopMeter:
         if not (learning or self._charging):
             return
         trained = (n for n, p in model.named_parameters() if p.requires_grad and learning)
-        action = Action(frozenset(trained), self.detached, self.skipped)
-        graph = self._costs.graph(*args, **kwargs)
-        self.spent += self._costs.step(graph, action).total
+        action = Action(frozenset(trained), self.detached, frozenset(self.skipped()))
+        graph = self.costs.graph(*args, **kwargs)
+        self.spent += self.costs.step(graph, action).total
         if not self._probing:
             self.graph, self.batches = graph, self.batches + 1
             reference = self._reference

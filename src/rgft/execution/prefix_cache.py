@@ -5,8 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from types import FunctionType, TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from rgft.execution.interception import Call, Evaluation, Interception
 from rgft.execution.output_difference import largest_difference
 from rgft.execution.prefix_batch import Samples, read_samples
 from rgft.execution.prefix_forward import Forward, PrefixLayers
-from rgft.execution.prefix_weights import PrefixWeights, prefix_layers
+from rgft.execution.prefix_weights import PrefixWeights, depths, prefix_layers
 from rgft.execution.stored_samples import Storage, StoredSamples
 from rgft.structure.layers import unwrapped
 
@@ -80,6 +80,7 @@ class PrefixCache:
         storage: Where activations are kept, and how.
         key: Name of the argument with the ids.
         mode: What a refusal does: "error", or "warn" and go on without the cache.
+        checking: Entered around the forward passes of comparisons (to count what they cost).
 
     Attributes:
         layers: Names of the layers that can be cached.
@@ -107,6 +108,7 @@ class PrefixCache:
         *,
         key: str = "sample_ids",
         mode: str = "error",
+        checking: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
         if mode not in MODES:
             raise InputError(f"mode is {mode!r}; choose one of {', '.join(MODES)}")
@@ -121,13 +123,15 @@ class PrefixCache:
         self.refused: str | None = None
         self._model = model
         self._modules = found
-        self._key, self._mode = key, mode
+        self._depths = depths(model, found)
+        self._key, self._mode, self._checking = key, mode, checking
         self._stored = StoredSamples(storage)
         self._prefix = PrefixLayers(model, found)
         self._weights: PrefixWeights | None = None
         self._verified: set[str] = set()
         self._repeats = False  # whether the model calls a layer several times
         self._told = False
+        self._resumed = False
         self._counts = dict.fromkeys(("hits", "extended", "misses", "checks"), 0)
         self._main = getattr(unwrapped(model), "main_input_name", None)
         self._positional = list(inspect.signature(model.forward).parameters)
@@ -155,6 +159,11 @@ class PrefixCache:
         """Names of the layers that do not run in the present forward pass; empty outside of one."""
         forward = self._prefix.current
         return () if forward is None else self.layers[: forward.start]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The hits, extended, misses and checks of `use`, also after `close`."""
+        return dict(self._counts)
 
     @property
     def use(self) -> CacheUse:
@@ -195,6 +204,38 @@ class PrefixCache:
         if self._stored.storage.folder is not None and self._weights is not None:
             self._stored.label(self._weights.fingerprint(self._stored.storage.data))
 
+    def follow(self, depth: int) -> None:
+        """Cache the layers below `depth`, the least depth of a component that trains."""
+        self.set_boundary(sum(d < depth for d in self._depths))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs beside the folder of the storage, which is written out."""
+        self._stored.store.flush()
+        return {
+            "boundary": self.boundary,
+            "verified": sorted(self._verified),
+            "counts": dict(self._counts),
+            "stored": self._stored.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken, with the entries of then and no later ones.
+
+        The first batch after it teaches the form of the layers' outputs by a forward pass of its
+        own, which `checking` does not see: it belongs to the interruption, not to the run.
+        """
+        self.set_boundary(int(state["boundary"]))
+        self._verified = set(state["verified"])
+        self._counts.update(state["counts"])
+        if not self._stored.load_state_dict(state["stored"]):
+            warnings.warn(
+                "the prefix cache has lost samples that it had when the checkpoint was written; "
+                "they are computed again, and the run will not end as the uninterrupted one",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._resumed = True
+
     def flush(self) -> None:
         """Let a later run find what is in the folder now; worth while at each checkpoint."""
         self._stored.store.flush()
@@ -234,6 +275,10 @@ class PrefixCache:
         self._check_frozen()
         self._follow_weights()
         samples = self._samples(ids, args, kwargs)
+        if self._resumed:
+            self._resumed = False
+            with _deterministic(self._model):
+                self._prefix.run(Forward(None), call, args, kwargs)
         forward = self._planned(samples)
         if samples is not None and forward.start and self._untested(samples):
             self._verify(samples, call, args, kwargs)
@@ -321,7 +366,7 @@ class PrefixCache:
     ) -> None:
         """Compare the outputs of the model with and without the cache."""
         aspects = self._untested(samples)
-        with _deterministic(self._model):
+        with self._checking(), _deterministic(self._model):
             cached = self._planned(samples)
             if not cached.start:
                 return

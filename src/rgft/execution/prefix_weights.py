@@ -29,6 +29,12 @@ def prefix_layers(model: nn.Module) -> list[Named]:
     return [(names[id(module)], module) for module in modules]
 
 
+def depths(model: nn.Module, layers: Sequence[Named]) -> tuple[int, ...]:
+    """The depth of each layer, as in `rgft.Component.depth`."""
+    of = {id(part.module): part.depth for part in outline(model)}
+    return tuple(of[id(module)] for _, module in layers)
+
+
 class PrefixWeights:
     """Parameters and buffers that the output of the first layers depends on.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -126,6 +128,21 @@ class StoredSamples:
     def origins(self, samples: Samples) -> set[Origin | None]:
         """The batches that the samples of a batch come from; None for an earlier run."""
         return {self._origins.get(key) for key in samples.ids}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the folder does not say; it is complete after a `flush` of the store."""
+        return {
+            "entries": len(self.store),
+            "serial": self._serial,
+            "origins": {k: (o.serial, o.size, o.length) for k, o in self._origins.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> bool:
+        """Go back to where `state_dict` was taken; whether all entries of then are there."""
+        self.store.keep_first(int(state["entries"]))
+        self._serial = int(state["serial"])
+        self._origins = {key: Origin(*values) for key, values in state["origins"].items()}
+        return len(self.store) == int(state["entries"])
 
     def _depth(self, key: Key) -> int:
         tag = self.store.tag(key)

@@ -9,12 +9,12 @@ import base64
 import io
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -22,6 +22,8 @@ from transformers.trainer_callback import ExportableState
 from rgft.config import Config
 from rgft.costs import FlopMeter
 from rgft.errors import InputError
+from rgft.execution.prefix_cache import PrefixCache
+from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide, Probe
 from rgft.spending import Spending, parse_budget
 
@@ -50,10 +52,14 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         budget: What the run may spend: a share of full fine-tuning over the Trainer's steps (0.3),
             or a time ("20min"). The learning-rate schedule then follows the budget, and training
             stops when it is spent; or a `Spending` that was made before.
+        prefix_cache: Where to keep what the frozen deepest layers put out, for batches that carry
+            `sample_ids` (see `PrefixCache`); None to compute it at each visit.
+        meter: Counts FLOPs, where something else than a budget needs them.
 
     Attributes:
         guide: The guide, from the start of training on.
         spending: What has been spent, where there is a budget.
+        cache: The prefix cache, where one was asked for.
     """
 
     def __init__(
@@ -61,9 +67,13 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         config: Config | None = None,
         probe: Probe | None = None,
         budget: float | str | Spending | None = None,
+        prefix_cache: Storage | None = None,
+        meter: FlopMeter | None = None,
     ) -> None:
         self.config = config or Config()
         self.probe = probe
+        self.cache: PrefixCache | None = None
+        self._storage, self._meter = prefix_cache, meter
         self.guide: Guide | None = None
         self.spending = budget if isinstance(budget, Spending) else None
         self._budget = None
@@ -75,8 +85,7 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     ) -> None:
         """Bind to the model and the optimizer; on resuming, take the saved state over."""
         del control
-        if self.guide is not None:  # of a train() before this one, perhaps cut off
-            self.guide.close()
+        self._let_go()  # of a train() before this one, perhaps cut off
         model: nn.Module = kwargs["model"]
         config = replace(self.config, total_steps=self.config.total_steps or state.max_steps)
         if self._budget is not None:
@@ -85,7 +94,10 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if self.spending is not None:
             _pace(kwargs["lr_scheduler"], self.spending, state.max_steps)
         optimizer = kwargs["optimizer"]
-        self.guide = Guide(model, optimizer, config, probe=self.probe, spending=self.spending)
+        probe = None if self.probe is None else self._probed
+        self.guide = Guide(model, optimizer, config, probe=probe, spending=self.spending)
+        if self._storage is not None:
+            self.cache = self._cached(model, self._storage)
         name = type(self).__name__
         saved = (state.stateful_callbacks or {}).get(name)
         if state.global_step and not saved:
@@ -97,7 +109,18 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.guide.load_state_dict(decode_state(saved["attributes"]["guide"]))
             if self.spending is not None:
                 self.spending.load_state_dict(saved["attributes"]["spending"])
+            if self.cache is not None and "prefix_cache" in saved["attributes"]:
+                self.cache.load_state_dict(decode_state(saved["attributes"]["prefix_cache"]))
         state.stateful_callbacks[name] = self.state()
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Let the cache follow the plan in force."""
+        del args, state, control, kwargs
+        if self.cache is not None and self.guide is not None:
+            self.cache.paused = self.guide.probing
+            self.cache.follow(self.guide.lowest)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -120,8 +143,7 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     ) -> None:
         """Let go of the optimizer. The error map stays readable."""
         del args, state, control, kwargs
-        if self.guide is not None:
-            self.guide.close()
+        self._let_go()
         if self._budget is not None and self.spending is not None:
             self.spending.meter.close()
             if self.spending.progress < UNSPENT:
@@ -140,7 +162,35 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             attributes["guide"] = encode_state(self.guide.state_dict())
         if self.spending is not None:
             attributes["spending"] = self.spending.state_dict()
+        if self.cache is not None:
+            attributes["prefix_cache"] = encode_state(self.cache.state_dict())
         return {"args": {}, "attributes": attributes}
+
+    def _cached(self, model: nn.Module, storage: Storage) -> PrefixCache:
+        """The cache; what its comparisons and layers that do not run cost is counted."""
+        meter = self._meter or (None if self.spending is None else self.spending.meter)
+        if meter is None:
+            return PrefixCache(model, storage)
+        cache = PrefixCache(model, storage, checking=meter.charging)
+        meter.skipped = lambda: cache.skipped
+        return cache
+
+    def _probed(self, count: int) -> Iterator[Tensor]:
+        """The user's probe, which may train what is frozen else."""
+        assert self.probe is not None
+        paused = self.cache is not None and self.cache.paused
+        if self.cache is not None:
+            self.cache.paused = True
+        yield from self.probe(count)
+        if self.cache is not None:
+            self.cache.paused = paused
+
+    def _let_go(self) -> None:
+        """End the cache and the guide, as far as there are any."""
+        if self.cache is not None:
+            self.cache.close()
+        if self.guide is not None:
+            self.guide.close()
 
 
 def _pace(scheduler: Any, spending: Spending, steps: int) -> None:
