@@ -31,7 +31,7 @@ def batch_shapes(
     """How often each batch shape occurs when texts are drawn at random, padded to the longest.
 
     >>> batch_shapes([3, 9, 5, 4], batch_size=2, epochs=1.0, seed=0)
-    Counter({(2, 16): 1, (2, 8): 1})
+    Counter({(2, 10): 1, (2, 6): 1})
     """
     generator = torch.Generator().manual_seed(seed)
     tokens = torch.tensor(lengths)

@@ -102,6 +102,14 @@ def app() -> None:
     help="With a budget: batches of texts of like length.  [the method's]",
 )
 @click.option(
+    "--balance",
+    type=float,
+    help="Weight classes in the loss by (1 / frequency)^BALANCE.  [the method's]",
+)
+@click.option(
+    "--precision", help="Of matrix products: float32 or bfloat16 (mixed precision).  [float32]"
+)
+@click.option(
     "--prefix-cache",
     help="Keep what the frozen deepest layers put out: float32, bfloat16, int8 or off.  "
     "[float32 where it pays]",

@@ -35,6 +35,8 @@ from rgft.models import load_classifier, load_tokenizer
 from rgft.policies import find_policy
 from rgft.progress import waiting
 from rgft.residuals import Ledger
+from rgft.run_trainer import Sampling
+from rgft.sampling import class_weights
 from rgft.settings import method_config
 from rgft.spec import RunSpec
 from rgft.spending import Spending, parse_budget
@@ -45,6 +47,8 @@ from rgft.visits import VisitSampler
 BUCKET = 16  # batches whose texts are sorted by length among each other
 MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
 OFF = "off"
+BALANCED = ("matthews_correlation", "f1_macro")  # metrics in which every class counts alike
+BALANCE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +64,7 @@ class Prepared:
     meter: FlopMeter
     examples: dict[str, list[Example]]
     batch_size: int
-    ledger: Ledger
-    visits: VisitSampler | None
+    sampling: Sampling
     prefix_cache: str | None
     spending: Spending | None = None
     survey: Survey | None = None
@@ -158,8 +161,7 @@ def prepare(spec: RunSpec) -> Prepared:
         meter=meter,
         examples=examples,
         batch_size=batch_size,
-        ledger=ledger,
-        visits=visits,
+        sampling=Sampling(ledger, visits, _balance(spec, task, method, examples["train"])),
         prefix_cache=cache,
         spending=spending,
         survey=surveyed,
@@ -169,8 +171,7 @@ def prepare(spec: RunSpec) -> Prepared:
 def _full_flops(spec: RunSpec, costs: CostModel, rows: Sequence[Example], collate: Collator) -> int:
     """What full fine-tuning on these rows would cost."""
     lengths = [len(row["input_ids"]) for row in rows]
-    size = spec.batch_size or STANDARD_BATCH
-    shapes = batch_shapes(lengths, batch_size=size, epochs=spec.epochs, seed=spec.seed)
+    shapes = batch_shapes(lengths, batch_size=STANDARD_BATCH, epochs=spec.epochs, seed=spec.seed)
     longest = dict(max(rows, key=lambda row: len(row["input_ids"])))
     return full_fine_tuning_flops(costs, shapes, longest, collate)
 
@@ -193,6 +194,24 @@ def _visits(
         bucket=BUCKET,
         seed=spec.seed,
     )
+
+
+def _balance(
+    spec: RunSpec, task: TaskData, method: Method, rows: Sequence[Example]
+) -> Tensor | None:
+    """Weights of the classes; None for all alike.
+
+    Raises:
+        InputError: They are asked for, and there are no classes.
+    """
+    exponent = spec.balance
+    if exponent is None and spec.budget is not None and method.surveyed is not None:
+        exponent = BALANCE if task.metric in BALANCED else 0.0
+    if not exponent:
+        return None
+    if task.kind != "classification":
+        raise InputError(f"balance is {exponent}, but the labels are numbers, not classes; drop it")
+    return class_weights(torch.tensor([row["labels"] for row in rows]), exponent)
 
 
 def _prefix_cache(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,49 @@ from rgft.tasks import Kind
 from rgft.visits import VisitBatches, VisitSampler
 
 
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How a run goes through its training samples.
+
+    Attributes:
+        ledger: How wrong the model was on each.
+        visits: Draws them, for as many steps as there are; None for the Trainer's epochs.
+        balance: What a sample of each class counts, `[C]`; None for all alike.
+    """
+
+    ledger: Ledger
+    visits: VisitSampler | None
+    balance: Tensor | None
+
+    def weighted(self, ids: Tensor, labels: Tensor, losses: Tensor) -> Tensor | None:
+        """The loss of a batch from those of its samples; None where all count alike."""
+        skips = self.visits is not None and self.visits.skip > 0
+        if not skips and self.balance is None:
+            return None
+        weights, size = torch.ones_like(losses), float(len(losses))
+        if self.visits is not None and skips:
+            of = self.visits.weights
+            weights *= of[ids.cpu()].to(weights)
+            # a step of the usual size: see `weighted_loss`
+            size = self.visits.batch_size * len(of) / self.visits.visits
+        if self.balance is not None:
+            weights *= self.balance.to(weights)[labels]
+        return weighted_loss(losses, weights, size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        state = {"ledger": self.ledger.state_dict()}
+        if self.visits is not None:
+            state["visits"] = self.visits.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+        self.ledger.load_state_dict(state["ledger"])
+        if self.visits is not None:
+            self.visits.load_state_dict(state["visits"])
+
+
 class RunTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that keeps the residual ledger, tells every loss, and whose metrics must be finite.
 
@@ -31,8 +76,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
     Args:
         recorder: Told every loss.
         kind: Of the task.
-        ledger: Of the training samples.
-        visits: Draws the samples, for as many steps as there are; None for the Trainer's epochs.
+        sampling: How it goes through the training samples.
         identified: Whether the model is given the ids of the samples, for a prefix cache.
         settings: The Trainer's own.
     """
@@ -41,24 +85,23 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         self,
         recorder: RunRecorder,
         kind: Kind,
-        ledger: Ledger,
-        visits: VisitSampler | None,
+        sampling: Sampling,
         *,
         identified: bool,
         **settings: Any,
     ) -> None:
         super().__init__(**settings, compute_metrics=self._metrics)
-        self._recorder, self._kind, self._ledger = recorder, kind, ledger
-        self._visits, self._identified = visits, identified
+        self._recorder, self._kind = recorder, kind
+        self._sampling, self._identified = sampling, identified
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the given visits, else the Trainer's own."""
-        if self._visits is None:
+        if self._sampling.visits is None:
             own: DataLoader[Any] = super().get_train_dataloader()
             return own
         return DataLoader(
             self.train_dataset,
-            batch_sampler=VisitBatches(self._visits),
+            batch_sampler=VisitBatches(self._sampling.visits),
             collate_fn=self.data_collator,
             generator=torch.Generator(),  # else it would draw from the one that is resumed
             pin_memory=self.args.dataloader_pin_memory,
@@ -85,32 +128,20 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         """Take the losses of training samples into the ledger."""
         losses = sample_losses(logits, labels, self._kind)
         correct = sample_correct(logits, labels, self._kind)
-        weights = None if self._visits is None else self._visits.weights
-        self._ledger.update(ids, losses, correct)
-        if self._visits is None or weights is None or self._visits.skip == 0:
-            return loss
-        # a step of the usual size: see `weighted_loss`
-        size = self._visits.batch_size * len(weights) / self._visits.visits
-        return weighted_loss(losses, weights[ids.cpu()].to(losses.device), size)
+        weighted = self._sampling.weighted(ids, labels, losses)
+        self._sampling.ledger.update(ids, losses, correct)
+        return loss if weighted is None else weighted
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model, and beside a checkpoint's the ledger and the place among the visits."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir is not None:
-            torch.save(self._visiting(), Path(output_dir) / VISITS)
+            torch.save(self._sampling.state_dict(), Path(output_dir) / VISITS)
 
     def go_on(self, checkpoint: Path) -> None:
         """Take over what `save_model` wrote beside a checkpoint."""
         state = torch.load(checkpoint / VISITS, weights_only=True)
-        self._ledger.load_state_dict(state["ledger"])
-        if self._visits is not None:
-            self._visits.load_state_dict(state["visits"])
-
-    def _visiting(self) -> dict[str, Any]:
-        state = {"ledger": self._ledger.state_dict()}
-        if self._visits is not None:
-            state["visits"] = self._visits.state_dict()
-        return state
+        self._sampling.load_state_dict(state)
 
     def _metrics(self, prediction: Any) -> dict[str, float]:
         if not np.isfinite(prediction.predictions).all():

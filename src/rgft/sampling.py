@@ -171,6 +171,26 @@ def weighted_loss(losses: Tensor, weights: Tensor, batch_size: float) -> Tensor:
     return (weights.to(losses) * losses).sum() / batch_size
 
 
+def class_weights(labels: Tensor, exponent: float) -> Tensor:
+    r"""What a sample of each class counts, so that rare classes are not drowned by frequent ones.
+
+    .. math:: w_c \propto (N / N_c)^b, \qquad \frac1N \sum_c N_c w_c = 1
+
+    Args:
+        labels: Classes of the training samples, whole numbers `[N]`.
+        exponent: b; 0 counts all samples alike, 1 all classes.
+
+    Returns:
+        float64 `[C]`; 0 for a class without samples.
+
+    >>> class_weights(torch.tensor([0, 0, 0, 1]), 1.0).tolist()
+    [0.666..., 2.0]
+    """
+    counts = torch.bincount(labels).double()
+    raw = torch.where(counts > 0, (len(labels) / counts.clamp_min(1)) ** exponent, 0)
+    return raw * len(labels) / (raw * counts).sum()
+
+
 def check_skip(skip: float) -> None:
     """Refuse what is no share of samples to skip."""
     if isinstance(skip, bool) or not isinstance(skip, (int, float)) or not 0 <= skip < 1:

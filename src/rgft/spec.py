@@ -15,6 +15,7 @@ from rgft.errors import InputError
 from rgft.rules import POSITIVE, Rule, check, number, optional, whole
 from rgft.spending import parse_budget
 
+PRECISIONS = ("float32", "bfloat16")
 CACHES = ("float32", "bfloat16", "int8", "off")
 RULES: dict[str, Rule] = {
     "epochs": POSITIVE,
@@ -24,6 +25,8 @@ RULES: dict[str, Rule] = {
     "max_length": whole(4),
     "evaluations": whole(1),
     "skip": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
+    "balance": optional((lambda v: number(v) and 0 <= v <= 1, "in [0, 1]")),
+    "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
     "prefix_cache": optional((lambda v: v in CACHES, f"one of {', '.join(CACHES)}")),
 }
 
@@ -52,6 +55,9 @@ class RunSpec:
             the method's own (0 without one).
         group_by_length: With a budget: whether batches hold texts of like length; None for the
             method's own.
+        balance: Exponent b of class weights (1 / frequency)^b in the loss, in [0, 1]; None for the
+            method's own (0 without a budget).
+        precision: Of matrix products: "float32", or "bfloat16" (weights stay in float32).
         prefix_cache: Format in which outputs of the frozen deepest layers are kept, or "off"; None
             for the method's own.
     """
@@ -73,6 +79,8 @@ class RunSpec:
     evaluations: int = 4
     skip: float | None = None
     group_by_length: bool | None = None
+    balance: float | None = None
+    precision: str = "float32"
     prefix_cache: str | None = None
 
     def __post_init__(self) -> None:

@@ -150,6 +150,8 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(WARMUP_SHARE * total),
         weight_decay=WEIGHT_DECAY,
+        bf16=spec.precision == "bfloat16",
+        use_cpu=not torch.accelerator.is_available(),
         seed=spec.seed,
         data_seed=spec.seed,
         eval_strategy=by_steps,
@@ -188,15 +190,14 @@ def _execute(
         prepared.storage(output_dir / FOLDER / CACHE),
         prepared.meter,
     )
-    recorder = RunRecorder(prepared.meter, guidance, prepared.ledger)
+    recorder = RunRecorder(prepared.meter, guidance, prepared.sampling.ledger)
     interruption, progress = StopOnSignal(), Progress(prepared.task.metric)
     pace = [] if prepared.spending is None else [Pace(prepared.spending, _stages(spec))]
     set_seed(spec.seed)
     trainer = RunTrainer(
         recorder,
         prepared.task.kind,
-        prepared.ledger,
-        prepared.visits,
+        prepared.sampling,
         identified=prepared.prefix_cache is not None,
         model=prepared.model,
         args=_arguments(spec, prepared, output_dir),
@@ -220,7 +221,7 @@ def _execute(
     record |= {"status": "finished", "finished": now(), **outcome}
     lora = prepared.method.lora
     save(output_dir, trainer.model, prepared.tokenizer, lora=lora)
-    save_ledgers(output_dir, guidance.guide.error_map, prepared.ledger)
+    save_ledgers(output_dir, guidance.guide.error_map, prepared.sampling.ledger)
     records.write_run(output_dir, record)
     finish(output_dir)
     return record
@@ -250,7 +251,7 @@ def _outcome(
             "share": prepared.meter.spent / full,
         },
         "seconds": {key: recorder.totals[key] for key in ("train", "overhead", "evaluate")},
-        "visits": int(prepared.ledger.visits.sum()),
+        "visits": int(prepared.sampling.ledger.visits.sum()),
         "prefix_cache": None if guidance.cache is None else guidance.cache.counts,
         "peak_memory_bytes": records.peak_memory_bytes(),
         "parameters": {
