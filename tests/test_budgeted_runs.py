@@ -157,3 +157,21 @@ def test_a_killed_run_resumes_to_the_same_bits(spec: RunSpec, tmp_path: Path, ca
     process.join()
     assert finish(start(["train", "--resume", "--output-dir", str(cut)], cut)) == 0
     assert_same(whole, cut)
+
+
+def test_rare_classes_can_count_more(spec: RunSpec, tmp_path: Path) -> None:
+    """The loss is weighted, the ledger is not."""
+    given = replace(spec, method="full", budget="0.3", settings={})
+    plain = run(given, tmp_path / "plain")
+    balanced = run(replace(given, balance=1.0), tmp_path / "balanced")
+    assert plain["train_loss"][0]["loss"] != balanced["train_loss"][0]["loss"]
+    assert plain["flops"] == balanced["flops"]
+
+
+def test_products_can_be_in_16_bits(spec: RunSpec, tmp_path: Path) -> None:
+    given = replace(spec, method="full", budget="0.1", settings={})
+    wide = run(given, tmp_path / "wide")
+    short = run(replace(given, precision="bfloat16"), tmp_path / "short")
+    assert wide["flops"] == short["flops"]
+    losses = [r["train_loss"][0]["loss"] for r in (wide, short)]
+    assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)

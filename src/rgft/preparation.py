@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -68,6 +69,7 @@ class Prepared:
     prefix_cache: str | None
     spending: Spending | None = None
     survey: Survey | None = None
+    seconds: float = 0.0
 
     def storage(self, folder: Path) -> Storage | None:
         """Where the prefix cache keeps what it has, if there is one."""
@@ -124,11 +126,8 @@ def prepare(spec: RunSpec) -> Prepared:
             model = add_lora(model, rank)
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
     meter, collate = FlopMeter(model, reference), Collator(tokenizer)
-    spending = None
-    if spec.budget is not None:
-        with waiting("pricing full fine-tuning"):
-            full = _full_flops(spec, reference, examples["train"], collate)
-            spending = Spending(meter, parse_budget(spec.budget), full=full)
+    started = time.perf_counter()
+    spending = _spending(spec, meter, reference, examples["train"], collate)
     _check_guidance(model, config, spending)
     surveyed = None
     if spending is not None and method.surveyed is not None and config.frozen_below == 0:
@@ -138,6 +137,7 @@ def prepare(spec: RunSpec) -> Prepared:
             allowance = SURVEY_SHARE * spending.flops_limit
             surveyed = charged_survey(model, meter, batches, allowance)
         config = replace(config, frozen_below=surveyed.frozen_below())
+    seconds = time.perf_counter() - started
     recipe = Recipe(method.lr, STANDARD_BATCH)
     if spending is not None and method.surveyed is not None:
         shallow = config.frozen_below > 1
@@ -165,15 +165,26 @@ def prepare(spec: RunSpec) -> Prepared:
         prefix_cache=cache,
         spending=spending,
         survey=surveyed,
+        seconds=seconds,
     )
 
 
-def _full_flops(spec: RunSpec, costs: CostModel, rows: Sequence[Example], collate: Collator) -> int:
-    """What full fine-tuning on these rows would cost."""
+def _spending(
+    spec: RunSpec,
+    meter: FlopMeter,
+    costs: CostModel,
+    rows: Sequence[Example],
+    collate: Collator,
+) -> Spending | None:
+    """What a run may spend; None without a budget."""
+    if spec.budget is None:
+        return None
     lengths = [len(row["input_ids"]) for row in rows]
     shapes = batch_shapes(lengths, batch_size=STANDARD_BATCH, epochs=spec.epochs, seed=spec.seed)
     longest = dict(max(rows, key=lambda row: len(row["input_ids"])))
-    return full_fine_tuning_flops(costs, shapes, longest, collate)
+    with waiting("pricing full fine-tuning"):
+        full = full_fine_tuning_flops(costs, shapes, longest, collate)
+    return Spending(meter, parse_budget(spec.budget), full=full)
 
 
 def _visits(

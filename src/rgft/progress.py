@@ -14,6 +14,8 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from rgft.spending import Spending
+
 
 class Quiet:
     """Silences the bars and remarks of transformers and the hub's client for a while."""
@@ -48,10 +50,11 @@ class Progress(TrainerCallback):  # type: ignore[misc]
 
     Args:
         metric: Headline metric, shown with the losses.
+        spending: Of a run that ends with its budget; the bar is then one of percents of it.
     """
 
-    def __init__(self, metric: str) -> None:
-        self._metric = metric
+    def __init__(self, metric: str, spending: Spending | None = None) -> None:
+        self._metric, self._spending = metric, spending
         self._loss = ""
         self._bar: Any = None
         self._inner: Any = None
@@ -69,14 +72,15 @@ class Progress(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Show the bar."""
         del args, control, kwargs
-        self._bar = bar("training", state.max_steps, "step", initial=state.global_step)
+        total, unit = (state.max_steps, "step") if self._spending is None else (100, "%")
+        self._bar = bar("training", total, unit, initial=self._done(state))
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A step on."""
         del args, control, kwargs
-        self._bar.update(state.global_step - self._bar.n)
+        self._bar.update(self._done(state) - self._bar.n)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -113,9 +117,12 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         names = dict.fromkeys(("loss", self._metric))
         shown = [f"{name} {measured[f'eval_{name}']:.4g}" for name in names]
         width = len(str(state.max_steps))
+        passed = f"step {state.global_step:>{width}} of {state.max_steps}"
+        if self._spending is not None:
+            passed = f"step {state.global_step:>{width}}, {self._done(state):3}% of the budget"
         tqdm.write(
-            f"step {state.global_step:>{width}} of {state.max_steps}: validation "
-            f"{', '.join(shown)}" + (f"; training loss {self._loss}" if self._loss else "")
+            f"{passed}: validation {', '.join(shown)}"
+            + (f"; training loss {self._loss}" if self._loss else "")
         )
 
     def on_train_end(
@@ -124,6 +131,12 @@ class Progress(TrainerCallback):  # type: ignore[misc]
         """Remove the bar."""
         del args, state, control, kwargs
         self._bar.close()
+
+    def _done(self, state: TrainerState) -> int:
+        """Steps, or percents of the budget."""
+        if self._spending is None:
+            return int(state.global_step)
+        return round(100 * self._spending.progress)
 
     def _close_inner(self) -> None:
         if self._inner is not None:

@@ -191,7 +191,7 @@ def _execute(
         prepared.meter,
     )
     recorder = RunRecorder(prepared.meter, guidance, prepared.sampling.ledger)
-    interruption, progress = StopOnSignal(), Progress(prepared.task.metric)
+    interruption, progress = StopOnSignal(), Progress(prepared.task.metric, prepared.spending)
     pace = [] if prepared.spending is None else [Pace(prepared.spending, _stages(spec))]
     set_seed(spec.seed)
     trainer = RunTrainer(
@@ -250,7 +250,10 @@ def _outcome(
             "full": full,
             "share": prepared.meter.spent / full,
         },
-        "seconds": {key: recorder.totals[key] for key in ("train", "overhead", "evaluate")},
+        "seconds": {
+            **{key: recorder.totals[key] for key in ("train", "overhead", "evaluate")},
+            "prepare": prepared.seconds,
+        },
         "visits": int(prepared.sampling.ledger.visits.sum()),
         "prefix_cache": None if guidance.cache is None else guidance.cache.counts,
         "peak_memory_bytes": records.peak_memory_bytes(),
