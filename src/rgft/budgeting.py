@@ -7,14 +7,19 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rgft import metrics
 from rgft.batches import MULTIPLE, Collator, Example
 from rgft.components import partition
 from rgft.config import Config
 from rgft.costs import Action, CostModel, FlopMeter, component_costs
+from rgft.errors import InputError
+from rgft.stages import Yardstick
 from rgft.survey import Survey, survey
+from rgft.tasks import TaskData
 
 STANDARD_BATCH = 32  # samples a step of the full fine-tuning that a budget is a share of
 SURVEY_SAMPLES = 512
@@ -101,3 +106,25 @@ def step_share(
         if component.depth >= config.frozen_below or component.kind in config.always_train
     ]
     return costs.cost(kept) / costs.full
+
+
+def task_yardstick(task: TaskData) -> Yardstick:
+    """What the stages of a run on `task` are judged by: its metric on the validation split.
+
+    Raises:
+        InputError: The split cannot tell one model from another.
+    """
+    labels = task.splits["validation"][task.label_column][:]
+    if len(set(labels)) < 2:
+        raise InputError(
+            f"the validation split has {len(set(labels))} different labels, so that --budget auto "
+            "cannot see what compute buys; give a validation split with 2 or more, or a budget "
+            "such as 0.3"
+        )
+    if task.kind == "regression":
+        chance = metrics.compute(task.kind, np.zeros(len(labels)), labels)[task.metric]
+    else:
+        answer = np.zeros((len(labels), task.num_labels))
+        answer[:, np.bincount(labels).argmax()] = 1.0
+        chance = metrics.compute(task.kind, answer, labels)[task.metric]
+    return Yardstick(task.metric, len(labels), chance)

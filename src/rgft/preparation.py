@@ -25,6 +25,7 @@ from rgft.budgeting import (
     full_fine_tuning_flops,
     step_share,
     survey_batches,
+    task_yardstick,
 )
 from rgft.config import Config
 from rgft.costs import CostModel, FlopMeter
@@ -127,7 +128,7 @@ def prepare(spec: RunSpec) -> Prepared:
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
     meter, collate = FlopMeter(model, reference), Collator(tokenizer)
     started = time.perf_counter()
-    spending = _spending(spec, meter, reference, examples["train"], collate)
+    spending = _spending(spec, task, meter, reference, examples["train"], collate)
     _check_guidance(model, config, spending)
     surveyed = None
     if spending is not None and method.surveyed is not None and config.frozen_below == 0:
@@ -169,8 +170,9 @@ def prepare(spec: RunSpec) -> Prepared:
     )
 
 
-def _spending(
+def _spending(  # noqa: PLR0913 - what it is made of
     spec: RunSpec,
+    task: TaskData,
     meter: FlopMeter,
     costs: CostModel,
     rows: Sequence[Example],
@@ -184,7 +186,9 @@ def _spending(
     longest = dict(max(rows, key=lambda row: len(row["input_ids"])))
     with waiting("pricing full fine-tuning"):
         full = full_fine_tuning_flops(costs, shapes, longest, collate)
-    return Spending(meter, parse_budget(spec.budget), full=full)
+    budget = parse_budget(spec.budget)
+    yardstick = task_yardstick(task) if budget.auto else None
+    return Spending(meter, budget, full=full, yardstick=yardstick)
 
 
 def _visits(

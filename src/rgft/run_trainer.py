@@ -107,6 +107,11 @@ class RunTrainer(Trainer):  # type: ignore[misc]
             pin_memory=self.args.dataloader_pin_memory,
         )
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """One epoch; none where a run is resumed whose budget was spent already."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """One forward and backward pass."""
         loss: Tensor = super().training_step(*args, **kwargs)

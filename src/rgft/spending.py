@@ -12,22 +12,29 @@ from rgft.components import Component
 from rgft.costs import ComponentCosts, FlopMeter, component_costs
 from rgft.costs.graph import Graph
 from rgft.errors import InputError
+from rgft.stages import STAGES, Stage, Yardstick, best_stage, worth_going_on
 
 SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
-ALLOWED = "a share of full fine-tuning in (0, 1], such as 0.3, or a time, such as 90s, 20min or 2h"
+ALLOWED = (
+    "a share of full fine-tuning in (0, 1], such as 0.3, a time, such as 90s, 20min or 2h, or auto"
+)
+AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What a run may spend: one of the two.
+    """What a run may spend: a share or a time.
 
     Attributes:
         share: Of the FLOPs of full fine-tuning on the same data and epochs, in (0, 1].
         seconds: On the wall, from when spending begins; evaluations during training count.
+        auto: The share is the most that may be spent; the run goes through stages
+            (`rgft.stages`) and ends with the one that buys too little.
     """
 
     share: float | None = None
     seconds: float | None = None
+    auto: bool = False
 
 
 def parse_budget(text: str) -> Budget:
@@ -36,9 +43,13 @@ def parse_budget(text: str) -> Budget:
     Raises:
         InputError: It names none.
 
-    >>> parse_budget("0.3"), parse_budget("20min")
-    (Budget(share=0.3, seconds=None), Budget(share=None, seconds=1200.0))
+    >>> parse_budget("0.3").share, parse_budget("20min").seconds
+    (0.3, 1200.0)
+    >>> parse_budget("auto")
+    Budget(share=1.0, seconds=None, auto=True)
     """
+    if text.strip() == AUTO:
+        return Budget(share=STAGES[-1], auto=True)
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e-?[0-9]+)?)\s*(s|min|h)?\s*", text)
     if match is None:
         raise InputError(f"budget is {text!r}; allowed: {ALLOWED}")
@@ -55,19 +66,24 @@ class Spending:
     steps: a plan whose steps are cheap gets more of them. The run ends with the step after which
     spending is nearest to the budget.
 
+    A budget that is `auto` is spent in stages. Where `stage_ended` is true, evaluate, and give
+    `close_stage` the result; the schedule runs over each stage anew.
+
     Args:
         meter: Counts the FLOPs of the model that trains.
         budget: What may be spent.
         full: FLOPs of full fine-tuning on the same data and epochs, where they are known.
         batches: Forward passes of full fine-tuning, where `full` is not known: it is then their
             number times the mean cost of those seen so far.
+        yardstick: What the stages of a budget that is `auto` are judged by.
         clock: Seconds, for a budget of time.
 
     Attributes:
         seconds: Time spent in earlier parts of a run that is resumed.
+        stages: Those of a budget that is `auto`, as far as they have been closed.
 
     Raises:
-        InputError: A share of something unknown.
+        InputError: A share of something unknown; stages with nothing to judge them by.
 
     >>> from torch import nn, ones
     >>> model = nn.Linear(2, 1)
@@ -78,19 +94,29 @@ class Spending:
     1.0
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two have defaults
         self,
         meter: FlopMeter,
         budget: Budget,
         *,
         full: int | None = None,
         batches: int | None = None,
+        yardstick: Yardstick | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if budget.share is not None and full is None and batches is None:
             raise InputError("a share of full fine-tuning needs its cost: give full= or batches=")
+        if budget.auto and yardstick is None:
+            raise InputError(
+                "a budget that is auto judges by validation: give yardstick=, such as "
+                "Yardstick('accuracy', rows=500, chance=0.5)"
+            )
         self.meter, self.budget = meter, budget
         self.seconds = 0.0
+        self.stages: list[Stage] = []
+        self._yardstick, self._ends = yardstick, STAGES if budget.auto else (1.0,)
+        # the stage that runs, what was spent before it, whether it was the last
+        self._open, self._began, self._over = 0, 0.0, False
         self._full, self._batches, self._clock = full, batches, clock
         self._started = clock()
         self._before = self._last = 0.0
@@ -121,8 +147,11 @@ class Spending:
 
     @property
     def flops_limit(self) -> float:
-        """FLOPs that may be spent; those of full fine-tuning where the limit is a time."""
-        return self.full * (self.budget.share if self.budget.share is not None else 1.0)
+        """FLOPs that may be spent; those of full fine-tuning where the limit is a time.
+
+        Of a budget that is `auto`, those of the first stage: nothing more is certain.
+        """
+        return self.full * self._ends[0] * (1.0 if self.budget.share is None else self.budget.share)
 
     @property
     def progress(self) -> float:
@@ -131,9 +160,43 @@ class Spending:
         return min(1.0, self.spent / limit) if limit else 0.0
 
     @property
+    def stage_progress(self) -> float:
+        """Share of the present stage that is spent, in [0, 1]; without stages, of the budget."""
+        if not self.limit:
+            return 0.0
+        length = self._ends[self._open] * self.limit - self._began
+        return min(1.0, (self.spent - self._began) / length) if length > 0 else 1.0
+
+    @property
+    def stage_ended(self) -> bool:
+        """Whether another step like the last would end further from the stage's end than this."""
+        return bool(self.limit) and self._passed(self._open)
+
+    @property
     def finished(self) -> bool:
-        """Whether another step like the last would end further from the budget than this one."""
-        return bool(self.limit) and self.spent + self._last / 2 >= self.limit
+        """Whether all is spent, or the last stage that was worth running is closed."""
+        return self._over if self.budget.auto else self.stage_ended
+
+    @property
+    def best(self) -> int:
+        """Position of the best of the `stages` closed so far, the latest among equals."""
+        assert self._yardstick is not None
+        return best_stage([stage.validation for stage in self.stages], self._yardstick)
+
+    def close_stage(self, validation: float) -> bool:
+        """Judge the stage that has ended; whether another one has begun.
+
+        Args:
+            validation: The validation metric of the model as it is now.
+        """
+        assert self._yardstick is not None and not self.finished
+        self.stages.append(Stage(self.spent / self.full, float(validation)))
+        following = [i for i in range(self._open + 1, len(self._ends)) if not self._passed(i)]
+        values = [stage.validation for stage in self.stages]
+        self._over = not following or not worth_going_on(values, self._yardstick)
+        if not self._over:
+            self._open, self._began = following[0], self.spent
+        return not self._over
 
     def step(self) -> None:
         """Note that an optimizer step has ended."""
@@ -141,8 +204,15 @@ class Spending:
         self._last, self._before = spent - self._before, spent
 
     def paced(self, schedule: Callable[[int], float], steps: int) -> Callable[[int], float]:
-        """A schedule over `steps` steps as one over the budget, whatever step it is asked for."""
-        return lambda step: schedule(min(steps, round(self.progress * steps)))
+        """A schedule over `steps` steps as one over the budget, whatever step it is asked for.
+
+        Where the budget has stages, it runs over each of them.
+        """
+        return lambda step: schedule(min(steps, round(self.stage_progress * steps)))
+
+    def _passed(self, stage: int) -> bool:
+        """Whether spending is nearer to the end of a stage than another step would bring it."""
+        return self.spent + self._last / 2 >= self._ends[stage] * self.limit
 
     def costs(self, components: Sequence[Component]) -> ComponentCosts | None:
         """Costs of a step like the last by component, relative to a full one; None before it."""
@@ -161,6 +231,8 @@ class Spending:
             "batches": self.meter.batches,
             "seconds": self.seconds + self._clock() - self._started,
             "last": [self._before, self._last],
+            "stages": [[stage.share, stage.validation] for stage in self.stages],
+            "stage": [self._open, self._began, self._over],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -169,3 +241,5 @@ class Spending:
         self.meter.batches = int(state["batches"])
         self.seconds, self._started = float(state["seconds"]), self._clock()
         self._before, self._last = (float(x) for x in state["last"])
+        self.stages = [Stage(*map(float, stage)) for stage in state["stages"]]
+        self._open, self._began, self._over = state["stage"]

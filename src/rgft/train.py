@@ -14,6 +14,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from rgft import records
 from rgft.batches import Collator, numbered
+from rgft.best_stage import BestStage
 from rgft.checkpoints import CACHE, FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
 from rgft.integrations.transformers import RGFTCallback
@@ -36,7 +37,7 @@ from rgft.run_folder import (
 )
 from rgft.run_trainer import RunTrainer
 from rgft.spec import RunSpec, command
-from rgft.spending import parse_budget
+from rgft.spending import Spending, parse_budget
 from rgft.storage import storage_problem
 
 EVALUATION_BATCH = 64
@@ -161,11 +162,18 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
         save_total_limit=2,
         logging_steps=max(1, min(10, interval)),
         logging_nan_inf_filter=False,
+        load_best_model_at_end=_auto(prepared),
+        metric_for_best_model=prepared.task.metric if _auto(prepared) else None,
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def _auto(prepared: Prepared) -> bool:
+    """Whether the run finds its own budget."""
+    return prepared.spending is not None and prepared.spending.budget.auto
 
 
 def _stages(spec: RunSpec) -> int:
@@ -193,6 +201,7 @@ def _execute(
     recorder = RunRecorder(prepared.meter, guidance, prepared.sampling.ledger)
     interruption, progress = StopOnSignal(), Progress(prepared.task.metric, prepared.spending)
     pace = [] if prepared.spending is None else [Pace(prepared.spending, _stages(spec))]
+    best = [BestStage(prepared.spending)] if prepared.spending and _auto(prepared) else []
     set_seed(spec.seed)
     trainer = RunTrainer(
         recorder,
@@ -204,7 +213,7 @@ def _execute(
         train_dataset=numbered(prepared.examples["train"]),
         eval_dataset=prepared.examples["validation"],
         data_collator=Collator(prepared.tokenizer),
-        callbacks=[guidance, recorder, *pace, progress, interruption],
+        callbacks=[guidance, recorder, *pace, *best, progress, interruption],
     )
     trainer.remove_callback(PrinterCallback)
     if checkpoint is not None:
@@ -242,6 +251,7 @@ def _outcome(
     parameters = list(prepared.model.parameters())
     components = recorder.components()
     return {
+        "budget_auto": _stage_record(spending) if spending and _auto(prepared) else None,
         "metrics": results,
         "history": recorder.history,
         "train_loss": recorder.train_loss,
@@ -264,6 +274,12 @@ def _outcome(
         },
         "components": components,
     }
+
+
+def _stage_record(spending: Spending) -> dict[str, Any]:
+    """The stages of a run that found its own budget, and which of them its model is of."""
+    stages = [asdict(stage) for stage in spending.stages]
+    return {"stages": stages, "chosen": spending.best if stages else None}
 
 
 def _plain(value: Any) -> bool:

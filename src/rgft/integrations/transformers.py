@@ -26,6 +26,7 @@ from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide, Probe
 from rgft.spending import Spending, parse_budget
+from rgft.stages import Yardstick
 
 UNSPENT = 0.9  # a run that ends with less of its budget spent says so
 
@@ -51,7 +52,9 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         probe: See `Guide`.
         budget: What the run may spend: a share of full fine-tuning over the Trainer's steps (0.3),
             or a time ("20min"). The learning-rate schedule then follows the budget, and training
-            stops when it is spent; or a `Spending` that was made before.
+            stops when it is spent; "auto" stops it when a doubling of the compute buys too little
+            of the Trainer's `metric_for_best_model` (else of the evaluation loss); or a `Spending`
+            that was made before.
         prefix_cache: Where to keep what the frozen deepest layers put out, for batches that carry
             `sample_ids` (see `PrefixCache`); None to compute it at each visit.
         meter: Counts FLOPs, where something else than a budget needs them.
@@ -76,6 +79,7 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._storage, self._meter = prefix_cache, meter
         self.guide: Guide | None = None
         self.spending = budget if isinstance(budget, Spending) else None
+        self._scheduler: LambdaLR | None = None
         self._budget = None
         if budget is not None and not isinstance(budget, Spending):
             self._budget = parse_budget(str(budget))
@@ -84,15 +88,17 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Bind to the model and the optimizer; on resuming, take the saved state over."""
-        del control
         self._let_go()  # of a train() before this one, perhaps cut off
         model: nn.Module = kwargs["model"]
         config = replace(self.config, total_steps=self.config.total_steps or state.max_steps)
         if self._budget is not None:
             batches = state.max_steps * args.gradient_accumulation_steps
-            self.spending = Spending(FlopMeter(model), self._budget, batches=batches)
+            yardstick = _yardstick(args) if self._budget.auto else None
+            self.spending = Spending(
+                FlopMeter(model), self._budget, batches=batches, yardstick=yardstick
+            )
         if self.spending is not None:
-            _pace(kwargs["lr_scheduler"], self.spending, state.max_steps)
+            self._scheduler = _pace(kwargs["lr_scheduler"], self.spending, state.max_steps)
         optimizer = kwargs["optimizer"]
         probe = None if self.probe is None else self._probed
         self.guide = Guide(model, optimizer, config, probe=probe, spending=self.spending)
@@ -109,6 +115,7 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.guide.load_state_dict(decode_state(saved["attributes"]["guide"]))
             if self.spending is not None:
                 self.spending.load_state_dict(saved["attributes"]["spending"])
+                control.should_training_stop = self.spending.finished
             if self.cache is not None and "prefix_cache" in saved["attributes"]:
                 self.cache.load_state_dict(decode_state(saved["attributes"]["prefix_cache"]))
         state.stateful_callbacks[name] = self.state()
@@ -116,8 +123,18 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let the cache follow the plan in force."""
-        del args, state, control, kwargs
+        """Let the cache follow the plan in force.
+
+        Raises:
+            InputError: A stage has ended, and the Trainer's evaluation has not the metric that it
+                should be judged by.
+        """
+        del state, control, kwargs
+        if self._stage_ended:
+            raise InputError(
+                f"the evaluation has no {_metric(args)!r}, which a budget that is auto is judged "
+                "by; name one that it has as metric_for_best_model"
+            )
         if self.cache is not None and self.guide is not None:
             self.cache.paused = self.guide.probing
             self.cache.follow(self.guide.lowest)
@@ -133,10 +150,35 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Stop when the budget is spent."""
-        del args, state, kwargs
-        if self.spending is not None and self.spending.finished:
+        """Stop when the budget is spent; ask for an evaluation at the end of a stage."""
+        del state, kwargs
+        if self._stage_ended:
+            control.should_evaluate = True
+            control.should_save = control.should_save or args.load_best_model_at_end
+        elif self.spending is not None and self.spending.finished:
             control.should_training_stop = True
+
+    def on_evaluate(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Judge a stage that has ended: begin the next one, or stop."""
+        del state
+        value = kwargs["metrics"].get(f"eval_{_metric(args)}")
+        if value is None or not self._stage_ended:
+            return
+        assert self.spending is not None and self._scheduler is not None
+        if self.spending.close_stage(float(value)):
+            _set_rates(self._scheduler)
+        else:
+            control.should_training_stop = True
+
+    @property
+    def _stage_ended(self) -> bool:
+        """Whether there is a stage that has to be judged now."""
+        spending = self.spending
+        if spending is None or not spending.budget.auto:
+            return False
+        return spending.stage_ended and not spending.finished
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -146,14 +188,22 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._let_go()
         if self._budget is not None and self.spending is not None:
             self.spending.meter.close()
-            if self.spending.progress < UNSPENT:
-                warnings.warn(
-                    f"training ended with {self.spending.progress:.0%} of the budget spent: its "
-                    "steps were cheaper than the budget allows; raise num_train_epochs, or lower "
-                    "the budget",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
+            self._say_what_is_left(self.spending)
+
+    def _say_what_is_left(self, spending: Spending) -> None:
+        """Warn of steps that were too few for the budget."""
+        if spending.budget.auto and not spending.finished:
+            left = "in the middle of a stage"
+        elif not spending.budget.auto and spending.progress < UNSPENT:
+            left = f"with {spending.progress:.0%} of the budget spent"
+        else:
+            return
+        warnings.warn(
+            f"training ended {left}: its steps were cheaper than the budget allows; raise "
+            "num_train_epochs, or lower the budget",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes to trainer_state.json."""
@@ -193,8 +243,8 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.guide.close()
 
 
-def _pace(scheduler: Any, spending: Spending, steps: int) -> None:
-    """Let the learning rate follow the budget in place of the steps."""
+def _pace(scheduler: Any, spending: Spending, steps: int) -> LambdaLR:
+    """Let the learning rate follow the budget in place of the steps; the scheduler that does."""
     inner = getattr(scheduler, "scheduler", scheduler)
     if not isinstance(inner, LambdaLR):
         raise InputError(
@@ -202,3 +252,29 @@ def _pace(scheduler: Any, spending: Spending, steps: int) -> None:
             "is a function of the step (linear, cosine, constant: a LambdaLR)"
         )
     inner.lr_lambdas = [spending.paced(f, steps) for f in inner.lr_lambdas]
+    return inner
+
+
+def _set_rates(scheduler: LambdaLR) -> None:
+    """Ask the schedule again, between two of its steps."""
+    rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    scheduler._last_lr = [base * scale(scheduler.last_epoch) for base, scale in rates]
+    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
+        group["lr"] = rate
+
+
+def _metric(args: TrainingArguments) -> str:
+    """Name of the metric that the Trainer compares models by."""
+    return str(args.metric_for_best_model or "loss").removeprefix("eval_")
+
+
+def _yardstick(args: TrainingArguments) -> Yardstick:
+    """What the stages of a Trainer of the user's own are judged by."""
+    if args.eval_strategy == "no":
+        raise InputError(
+            "budget='auto' judges by evaluations: give the Trainer an eval_dataset, and an "
+            "eval_strategy other than 'no'"
+        )
+    name = _metric(args)
+    lower = name.endswith("loss") if args.greater_is_better is None else not args.greater_is_better
+    return Yardstick(name, lower_is_better=lower)
