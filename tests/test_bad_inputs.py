@@ -132,6 +132,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     ),
     "balance": (["--balance", "2"], "balance is 2.0; allowed: in [0, 1]"),
     "precision": (["--precision", "fp8"], "precision is 'fp8'; allowed: one of"),
+    "budget is automatic": (["--budget", "automatic"], "or 2h, or auto"),
     "budget is nothing": (["--budget", "0min"], "budget is '0min'; allowed: a share"),
     "purchase without prices": (["--set", "policy=purchase"], "needs to know what steps cost"),
     "rate": (["--set", "policy=purchase", "--set", "rate=0"], "rate is 0"),
