@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ LOSS = Yardstick("loss", lower_is_better=True)
 
 
 def test_stages_double_what_is_spent() -> None:
-    assert [b / a for a, b in zip(STAGES, STAGES[1:-1], strict=False)] == [2.0] * 3
+    assert [b / a for a, b in pairwise(STAGES[:-1])] == [2.0] * 3
     assert STAGES[-1] == 1
 
 

@@ -12,9 +12,9 @@ from rgft.spending import Spending
 
 
 class BestStage(TrainerCallback):  # type: ignore[misc]
-    """Names the checkpoint that the Trainer neither removes nor forgets to load at the end.
+    """Saves what is evaluated, and names the best checkpoint, which the Trainer then keeps.
 
-    For a Trainer with `load_best_model_at_end` that saves when it is told to alone.
+    For a Trainer that evaluates and saves when it is told to alone.
 
     Args:
         spending: Whose stages are judged, before this callback is asked.
@@ -43,6 +43,13 @@ class BestStage(TrainerCallback):  # type: ignore[misc]
                 "start anew with --overwrite"
             )
         state.best_model_checkpoint = str(checkpoint)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Have a checkpoint written where there is an evaluation."""
+        del args, state, kwargs
+        control.should_save = control.should_save or control.should_evaluate
 
     def on_evaluate(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -74,7 +74,7 @@ def app() -> None:
 @click.option(
     "--budget",
     help="What training may spend: a share of the FLOPs of full fine-tuning (0.3) "
-    "or a time (20min).  [no limit]",
+    "or a time (20min); auto stops when twice the compute buys too little.  [no limit]",
 )
 @click.option("--batch-size", type=int, help="Samples per step.  [32; with a budget, the method's]")
 @click.option("--max-length", type=int, help="Tokens a text is cut at.  [128]")
@@ -255,6 +255,8 @@ def summary(record: dict[str, Any]) -> Table:
         )
         table.add_row(split, shown)
     flops, seconds = record["flops"], record["seconds"]
+    if auto := record.get("budget_auto"):
+        table.add_row("stages", shown_stages(auto))
     table.add_row("FLOPs", f"{flops['spent']:.3g}, {flops['share']:.1%} of full fine-tuning")
     share = seconds["overhead"] / seconds["train"] if seconds["train"] else 0.0
     table.add_row(
@@ -267,6 +269,19 @@ def summary(record: dict[str, Any]) -> Table:
         "parameters updated a step", f"{updated:,.0f} of {record['parameters']['total']:,}"
     )
     return table
+
+
+def shown_stages(auto: dict[str, Any]) -> str:
+    """What each stage of a run with `--budget auto` came to.
+
+    >>> stages = [{"share": 0.1, "validation": 0.8}, {"share": 0.2, "validation": 0.79}]
+    >>> shown_stages({"stages": stages, "chosen": 0})
+    '10% 0.8 (kept), 20% 0.79'
+    """
+    return ", ".join(
+        f"{stage['share']:.0%} {stage['validation']:.4g}" + " (kept)" * (i == auto["chosen"])
+        for i, stage in enumerate(auto["stages"])
+    )
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -143,6 +143,15 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         if _internal_call and output_dir is not None:
             torch.save(self._sampling.state_dict(), Path(output_dir) / VISITS)
 
+    def load_best(self) -> None:
+        """The model of the best stage in place of the last, where there are stages.
+
+        The Trainer's own `load_best_model_at_end` does so before the prefix cache is closed, which
+        would drop what it holds, and also where a run is only interrupted.
+        """
+        if self.state.best_model_checkpoint is not None:
+            self._load_best_model()
+
     def go_on(self, checkpoint: Path) -> None:
         """Take over what `save_model` wrote beside a checkpoint."""
         state = torch.load(checkpoint / VISITS, weights_only=True)

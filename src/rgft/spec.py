@@ -45,7 +45,8 @@ class RunSpec:
         epochs: Passes over the training data.
         lr: Peak learning rate; None for the method's own.
         seed: Of the head, the order of the data, dropout and the method.
-        budget: Share of the FLOPs of full fine-tuning ("0.3"), or a time ("20min"); None for none.
+        budget: Share of the FLOPs of full fine-tuning ("0.3"), or a time ("20min"),
+            or "auto"; None for none.
         batch_size: Samples per optimizer step; None for the method's own (32 without a budget).
         max_length: Tokens a text is cut at.
         granularity: How components are cut; None for the method's own.

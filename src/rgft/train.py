@@ -162,7 +162,6 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
         save_total_limit=2,
         logging_steps=max(1, min(10, interval)),
         logging_nan_inf_filter=False,
-        load_best_model_at_end=_auto(prepared),
         metric_for_best_model=prepared.task.metric if _auto(prepared) else None,
         remove_unused_columns=False,
         report_to=[],
@@ -224,6 +223,7 @@ def _execute(
         record |= {"status": "interrupted", "step": trainer.state.global_step}
         records.write_run(output_dir, record)
         return record
+    trainer.load_best()
     outcome = _outcome(trainer, prepared, recorder, guidance)
     prepared.meter.close()
     assert guidance.guide is not None
