@@ -33,6 +33,7 @@ from rgft.signals import Signal as Signal
 from rgft.signals import Statistics as Statistics
 from rgft.spending import Budget as Budget
 from rgft.spending import Spending as Spending
+from rgft.stages import Yardstick as Yardstick
 from rgft.structure.residual_branches import ResidualBranches as ResidualBranches
 from rgft.structure.residual_branches import residual_branches as residual_branches
 
