@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
+from functools import partial
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,25 @@ def test_component_names_are_whole_without_a_terminal(
     ]
 
 
+def test_seconds_of_components(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By a clock to which every step is half a second."""
+    clock = partial(next, count(0.0, 0.5))
+    monkeypatch.setattr("rgft.inspection.inspect_model", partial(inspect_model, clock=clock))
+    given = ["--model", str(tiny_model), "--granularity", "layer", "--seconds"]
+    assert call(monkeypatch, "inspect", *given) == 0
+    printed = capsys.readouterr().out
+    assert [row[6:] for row in cells(printed)] == [["0.5", "0.5"]] * len(cells(printed))
+    assert "on this machine, as a few timed ones say; of full fine-tuning 0.5" in printed
+    assert call(monkeypatch, "inspect", *given, "--json") == 0
+    for row in json.loads(capsys.readouterr().out):
+        seconds = [row[f"seconds_{what}"] for what in ("alone", "down_to", "full")]
+        assert seconds == pytest.approx([0.5] * 3)
+    assert call(monkeypatch, "inspect", "--model", str(tiny_model), "--json") == 0
+    assert "seconds" not in capsys.readouterr().out
+
+
 def test_component_names_are_folded_on_a_narrow_terminal(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -70,6 +92,19 @@ def test_a_summary_of_a_run_without_peak_memory() -> None:
     console = Console(file=io.StringIO())
     console.print(summary(record))
     assert re.search(r"peak memory\s*│ not known", console.file.getvalue())  # type: ignore[attr-defined]
+
+
+def test_a_summary_of_a_run_that_found_its_budget() -> None:
+    stages = [{"share": 0.1, "validation": 0.81}, {"share": 0.2, "validation": 0.8}]
+    record = {
+        **{"method": "rgft", "task": "mine", "model": "minilm", "metrics": {}},
+        **{"flops": {"spent": 1.0, "share": 0.2}, "seconds": {"train": 2.0, "overhead": 0.1}},
+        **{"parameters": {"total": 4, "updated_per_step": {"mean": 2.0}}},
+        **{"peak_memory_bytes": None, "budget_auto": {"stages": stages, "chosen": 0}},
+    }
+    console = Console(file=io.StringIO())
+    console.print(summary(record))
+    assert re.search(r"stages\s*│ 10% 0.81 \(kept\), 20% 0.8 ", console.file.getvalue())  # type: ignore[attr-defined]
 
 
 def test_tasks_and_where_they_lie_are_whole(

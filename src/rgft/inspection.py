@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rgft.components import partition
-from rgft.costs import CostModel
+from rgft.costs import CostModel, StepSeconds, calibrate
 from rgft.models import load_classifier, load_tokenizer
 
 ROWS, TOKENS = 32, 64
+TIMED = ((ROWS, TOKENS), (8, 64), (8, 16))  # rows and tokens of the batches of a calibration
 
 
-def inspect_model(model: str, granularity: str) -> list[dict[str, Any]]:
+def inspect_model(
+    model: str,
+    granularity: str,
+    *,
+    seconds: bool = False,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[dict[str, Any]]:
     """A row per component: what it is, its parameters, and its cost as shares of full fine-tuning.
 
     `cost_alone`: only it trains; `cost_down_to`: it and all components at its depth or nearer to
     the output train; `weight_gradient`: its own weight gradients. Each is the FLOPs of a step
     (forward and backward) of 32 x 64 tokens with a two-class head over those of full fine-tuning.
+
+    Args:
+        model: Folder, hub id or packaged name.
+        granularity: How components are cut.
+        seconds: Whether to time a few steps on this machine, and add `seconds_alone`,
+            `seconds_down_to` and `seconds_full`: what they say that such steps take.
+        clock: Seconds.
 
     Raises:
         InputError: The model cannot be loaded, or not be split like that.
@@ -27,23 +44,41 @@ def inspect_model(model: str, granularity: str) -> list[dict[str, Any]]:
     loaded = load_classifier(model, ("0", "1"), tokenizer.pad_token_id)
     components = partition(loaded, granularity)
     costs = CostModel(loaded)
-    tokens = torch.zeros(ROWS, TOKENS, dtype=torch.long)
-    labels = torch.zeros(ROWS, dtype=torch.long)
-    graph = costs.graph(input_ids=tokens, attention_mask=torch.ones_like(tokens), labels=labels)
-    full = graph.cost(costs.names).total
+    graph = costs.graph(**_batch(ROWS, TOKENS))
+    whole = graph.cost(costs.names)
+    full = whole.total
+    fit = _timed(loaded, clock) if seconds else None
     rows = []
     for component in components:
         own = {s.parameter for s in component.slices}
         above = {s.parameter for c in components if c.depth >= component.depth for s in c.slices}
-        rows.append(
-            {
-                "name": component.name,
-                "kind": component.kind,
-                "depth": component.depth,
-                "numel": component.numel,
-                "cost_alone": graph.cost(own).total / full,
-                "cost_down_to": graph.cost(above).total / full,
-                "weight_gradient": (full - graph.cost(costs.names - own).total) / full,
-            }
-        )
+        alone, down_to = graph.cost(own), graph.cost(above)
+        row = {
+            "name": component.name,
+            "kind": component.kind,
+            "depth": component.depth,
+            "numel": component.numel,
+            "cost_alone": alone.total / full,
+            "cost_down_to": down_to.total / full,
+            "weight_gradient": (full - graph.cost(costs.names - own).total) / full,
+        }
+        if fit is not None:
+            row["seconds_alone"] = fit.predict(alone)
+            row["seconds_down_to"] = fit.predict(down_to)
+            row["seconds_full"] = fit.predict(whole)
+        rows.append(row)
     return rows
+
+
+def _batch(rows: int, tokens: int) -> dict[str, Tensor]:
+    ids = torch.zeros(rows, tokens, dtype=torch.long)
+    labels = torch.zeros(rows, dtype=torch.long)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+
+
+def _timed(model: Any, clock: Callable[[], float]) -> StepSeconds:
+    """Where training would run: on the accelerator, if there is one."""
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    model.to(device)
+    batches = [{k: v.to(device) for k, v in _batch(*shape).items()} for shape in TIMED]
+    return calibrate(model, batches, clock=clock)

@@ -13,3 +13,6 @@ from rgft.costs.graph import StepCost as StepCost
 from rgft.costs.meter import FlopMeter as FlopMeter
 from rgft.costs.model import Action as Action
 from rgft.costs.model import CostModel as CostModel
+from rgft.costs.seconds import StepSeconds as StepSeconds
+from rgft.costs.seconds import calibrate as calibrate
+from rgft.costs.seconds import fit_seconds as fit_seconds
