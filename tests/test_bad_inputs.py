@@ -361,7 +361,7 @@ def test_failure_of_the_machine_is_a_line(
 ) -> None:
     error, expected = FAILURES[name]
 
-    def fail(*given: object) -> None:
+    def fail(*given: object, **settings: object) -> None:
         raise error
 
     monkeypatch.setattr("rgft.inspection.inspect_model", fail)
@@ -371,7 +371,7 @@ def test_failure_of_the_machine_is_a_line(
 
 
 def test_an_error_of_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*given: object) -> None:
+    def fail(*given: object, **settings: object) -> None:
         raise RuntimeError("of the program")
 
     monkeypatch.setattr("rgft.inspection.inspect_model", fail)

@@ -220,6 +220,16 @@ def test_a_loop_of_ones_own() -> None:
     assert [stage.share for stage in spending.stages] == pytest.approx([0.1, 0.2, 0.4, 0.8])
 
 
+def test_a_stage_that_has_not_ended_is_not_closed() -> None:
+    spending, _ = loop(iter([0.5, 0.5, 0.5]), LOSS, 100)
+    with pytest.raises(InputError, match="no stage has ended"):
+        spending.close_stage(0.1)
+    fixed = Spending(FlopMeter(bert()), Budget(share=0.5), batches=10)
+    with pytest.raises(InputError, match="no stage has ended"):
+        fixed.close_stage(0.1)
+    assert fixed.best is None
+
+
 def test_steps_longer_than_a_stage_skip_it() -> None:
     _, ends = loop(iter([0.5, 0.4, 0.3, 0.2, 0.1]), LOSS, 3)
     assert ends == [1, 2, 3]

@@ -61,7 +61,8 @@ def test_seconds_of_components(
     assert call(monkeypatch, "inspect", *given) == 0
     printed = capsys.readouterr().out
     assert [row[6:] for row in cells(printed)] == [["0.5", "0.5"]] * len(cells(printed))
-    assert "on this machine, as a few timed ones say; of full fine-tuning 0.5" in printed
+    assert "32 x 64 tokens on this machine, 0.5 for full fine-tuning" in printed
+    assert "off by 0% on those" in printed
     assert call(monkeypatch, "inspect", *given, "--json") == 0
     for row in json.loads(capsys.readouterr().out):
         seconds = [row[f"seconds_{what}"] for what in ("alone", "down_to", "full")]

@@ -34,7 +34,8 @@ def inspect_model(
         model: Folder, hub id or packaged name.
         granularity: How components are cut.
         seconds: Whether to time a few steps on this machine, and add `seconds_alone`,
-            `seconds_down_to` and `seconds_full`: what they say that such steps take.
+            `seconds_down_to` and `seconds_full`: what they say that such steps take; and
+            `seconds_error`, how far off that is for the steps that were timed (relative).
         clock: Seconds.
 
     Raises:
@@ -66,6 +67,7 @@ def inspect_model(
             row["seconds_alone"] = fit.predict(alone)
             row["seconds_down_to"] = fit.predict(down_to)
             row["seconds_full"] = fit.predict(whole)
+            row["seconds_error"] = fit.error
         rows.append(row)
     return rows
 

@@ -178,9 +178,10 @@ class Spending:
         return self._over if self.budget.auto else self.stage_ended
 
     @property
-    def best(self) -> int:
-        """Position of the best of the `stages` closed so far, the latest among equals."""
-        assert self._yardstick is not None
+    def best(self) -> int | None:
+        """Position of the best of the `stages`, the latest among equals; None before the first."""
+        if self._yardstick is None or not self.stages:
+            return None
         return best_stage([stage.validation for stage in self.stages], self._yardstick)
 
     def close_stage(self, validation: float) -> bool:
@@ -188,8 +189,15 @@ class Spending:
 
         Args:
             validation: The validation metric of the model as it is now.
+
+        Raises:
+            InputError: None has ended.
         """
-        assert self._yardstick is not None and not self.finished
+        if not self.budget.auto or self._yardstick is None or self.finished or not self.stage_ended:
+            raise InputError(
+                "no stage has ended: close_stage is for a budget that is auto, where stage_ended "
+                "is true, once a stage"
+            )
         self.stages.append(Stage(self.spent / self.full, float(validation)))
         following = [i for i in range(self._open + 1, len(self._ends)) if not self._passed(i)]
         values = [stage.validation for stage in self.stages]

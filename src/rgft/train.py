@@ -278,8 +278,7 @@ def _outcome(
 
 def _stage_record(spending: Spending) -> dict[str, Any]:
     """The stages of a run that found its own budget, and which of them its model is of."""
-    stages = [asdict(stage) for stage in spending.stages]
-    return {"stages": stages, "chosen": spending.best if stages else None}
+    return {"stages": [asdict(stage) for stage in spending.stages], "chosen": spending.best}
 
 
 def _plain(value: Any) -> bool:
