@@ -128,7 +128,9 @@ def prepare(spec: RunSpec) -> Prepared:
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
     meter, collate = FlopMeter(model, reference), Collator(tokenizer)
     started = time.perf_counter()
-    spending = _spending(spec, task, meter, reference, examples["train"], collate)
+    spending = _spending(
+        spec, task, meter=meter, costs=reference, rows=examples["train"], collate=collate
+    )
     _check_guidance(model, config, spending)
     surveyed = None
     if spending is not None and method.surveyed is not None and config.frozen_below == 0:
@@ -173,6 +175,7 @@ def prepare(spec: RunSpec) -> Prepared:
 def _spending(  # noqa: PLR0913 - what it is made of
     spec: RunSpec,
     task: TaskData,
+    *,
     meter: FlopMeter,
     costs: CostModel,
     rows: Sequence[Example],
