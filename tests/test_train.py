@@ -76,7 +76,7 @@ def test_folder_is_complete(finished: Path) -> None:
     assert record["parameters"]["updated_per_step"]["mean"] == record["parameters"]["total"]
     left = {path.name for path in finished.iterdir()}
     assert left == {
-        *("run.json", "error_map.parquet", "error_map.png", "report.html"),
+        *("run.json", "error_map.parquet", "residuals.parquet", "error_map.png", "report.html"),
         *("config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"),
     }
     assert (finished / "error_map.png").read_bytes().startswith(b"\x89PNG")
