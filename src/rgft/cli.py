@@ -77,6 +77,9 @@ def app() -> None:
     "or a time (20min); auto stops when twice the compute buys too little.  [no limit]",
 )
 @click.option("--batch-size", type=int, help="Samples per step.  [32; with a budget, the method's]")
+@click.option(
+    "--adam-beta2", type=float, help="Smoothing of squared gradients in AdamW.  [the method's]"
+)
 @click.option("--max-length", type=int, help="Tokens a text is cut at.  [128]")
 @click.option(
     "--granularity",

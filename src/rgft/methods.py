@@ -8,6 +8,9 @@ from rgft.config import Config
 from rgft.errors import unknown
 
 
+ADAM_BETA2 = 0.999
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """Where to start from.
@@ -15,10 +18,13 @@ class Recipe:
     Attributes:
         lr: Learning rate.
         batch_size: Samples per step.
+        adam_beta2: Smoothing of squared gradients. In a short run the usual 0.999 remembers steps
+            that are no longer like the present ones.
     """
 
     lr: float
     batch_size: int
+    adam_beta2: float = ADAM_BETA2
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ METHODS: dict[str, Method] = {
     "rgft": Method(
         "all components train; learning rate x (1 + alpha E/max E)",
         Config(policy="normalized-max"),
-        surveyed=Surveyed(shallow=Recipe(3e-4, 16), deep=Recipe(1e-4, 8)),
+        surveyed=Surveyed(shallow=Recipe(3e-4, 16), deep=Recipe(7e-5, 8, 0.98)),
     ),
     "rgft-rank": Method(
         "all components train; learning rate grows with the rank of E", Config(policy="rank")

@@ -66,6 +66,7 @@ class Prepared:
     meter: FlopMeter
     examples: dict[str, list[Example]]
     batch_size: int
+    adam_beta2: float
     sampling: Sampling
     prefix_cache: str | None
     spending: Spending | None = None
@@ -164,6 +165,7 @@ def prepare(spec: RunSpec) -> Prepared:
         meter=meter,
         examples=examples,
         batch_size=batch_size,
+        adam_beta2=recipe.adam_beta2 if spec.adam_beta2 is None else spec.adam_beta2,
         sampling=Sampling(ledger, visits, _balance(spec, task, method, examples["train"])),
         prefix_cache=cache,
         spending=spending,

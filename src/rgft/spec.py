@@ -22,6 +22,7 @@ RULES: dict[str, Rule] = {
     "lr": optional(POSITIVE),
     "seed": (lambda v: whole(0)[0](v) and v < 2**32, "a whole number, 0 to 2^32 - 1"),
     "batch_size": optional(whole(1)),
+    "adam_beta2": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
     "max_length": whole(4),
     "evaluations": whole(1),
     "skip": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
@@ -48,6 +49,8 @@ class RunSpec:
         budget: Share of the FLOPs of full fine-tuning ("0.3"), or a time ("20min"),
             or "auto"; None for none.
         batch_size: Samples per optimizer step; None for the method's own (32 without a budget).
+        adam_beta2: Smoothing of squared gradients in AdamW; None for the method's own (0.999 without
+            a budget).
         max_length: Tokens a text is cut at.
         granularity: How components are cut; None for the method's own.
         settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
@@ -74,6 +77,7 @@ class RunSpec:
     seed: int = 0
     budget: str | None = None
     batch_size: int | None = None
+    adam_beta2: float | None = None
     max_length: int = 128
     granularity: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
