@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from rgft.config import Config
 from rgft.errors import unknown
 
-
 ADAM_BETA2 = 0.999
 
 

@@ -49,8 +49,8 @@ class RunSpec:
         budget: Share of the FLOPs of full fine-tuning ("0.3"), or a time ("20min"),
             or "auto"; None for none.
         batch_size: Samples per optimizer step; None for the method's own (32 without a budget).
-        adam_beta2: Smoothing of squared gradients in AdamW; None for the method's own (0.999 without
-            a budget).
+        adam_beta2: Smoothing of squared gradients in AdamW; None for the method's own (0.999
+            without a budget).
         max_length: Tokens a text is cut at.
         granularity: How components are cut; None for the method's own.
         settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
