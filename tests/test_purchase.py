@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import combinations
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -75,6 +76,30 @@ def test_a_chain_of_fourteen(seed: int) -> None:
     costs = chain(14, draw)
     values = [draw.choice([draw.random(), 1.0, 0.0]) for _ in range(14)]
     check(values, costs, draw.uniform(0.3, 1.0) * costs.full, {13})
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_long_chain(seed: int) -> None:
+    """Against dynamic programming over whole weights, for each depth of the deepest."""
+    draw, count = random.Random(seed), 150
+    weights, passing = ([draw.randint(1, 40) for _ in range(count)] for _ in range(2))
+    backward = {1 << i: float(weight) for i, weight in enumerate(weights)}
+    for i in range(1, count):
+        below = (1 << i) - 1
+        backward[below] = backward.get(below, 0.0) + passing[i]
+    values = [draw.choice([draw.random(), 1.0, 0.0, draw.random() ** 5]) for _ in range(count)]
+    for allowance in (40, 500, 1500, 3000, 5000):
+        left, best, most = allowance, 0.0, np.zeros(allowance + 1)
+        for i in reversed(range(count)):  # most[w]: by weight w among components i and above
+            weight = weights[i]
+            most[weight:] = np.maximum(most[weight:], most[:-weight] + values[i])
+            if left >= 0:
+                best = max(best, most[left])
+            left -= passing[i]
+        costs = ComponentCosts(count, 10.0, backward)
+        chosen = purchase(values, costs, allowance + 10.0)
+        assert sum(values[i] for i in chosen) == pytest.approx(best, rel=1e-9)
+        assert costs.cost(chosen) <= allowance + 10
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "bart", "resnet", "llama"])

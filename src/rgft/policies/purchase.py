@@ -11,8 +11,9 @@ needs, the rest is a knapsack problem; most unions are ruled out by their bound.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from operator import or_
 
@@ -23,6 +24,7 @@ from rgft.costs import ComponentCosts
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
+LIKELY = 32  # unions with the largest rough bounds
 TOLERANCE = 1e-12  # of cost and value, relative: sums in another order differ by rounding
 
 
@@ -74,9 +76,9 @@ def _best(
     if left < -TOLERANCE * abs(allowance) or not len(goods.index):
         return bought
     unions, prices = _unions(goods, left)
-    capacity = (left - prices) * (1 + TOLERANCE)
+    capacity = np.maximum(left - prices, 0.0) * (1 + TOLERANCE)
     inside = _affordable(goods, unions)
-    bounds = _bounds(inside * goods.weights, inside * goods.values, capacity)
+    bounds = _bounds(goods, inside, capacity)
     best, chosen = 0.0, np.empty(0, dtype=np.int64)
     for u in np.argsort(-bounds, kind="stable"):
         if bounds[u] <= best * (1 + TOLERANCE):
@@ -96,7 +98,8 @@ def _to_be_had(values: Array, costs: ComponentCosts, bought: frozenset[int]) -> 
         if owners.bit_count() == 1:
             weights[owners.bit_length() - 1] += flops
     joint = [(owners, flops) for owners, flops in unpaid if owners.bit_count() > 1]
-    needed = _as_numbers(_as_bits([owners for owners, _ in joint], costs.components).T)
+    owned = _as_bits([owners for owners, _ in joint], costs.components)
+    needed = _as_numbers(np.ascontiguousarray(owned.T))
     wanted = np.array([i for i in np.flatnonzero(values > 0) if i not in bought], dtype=np.int64)
     wanted = wanted[np.argsort(-values[wanted] / weights[wanted], kind="stable")]
     shared = [needed[i] for i in wanted]
@@ -125,13 +128,13 @@ def _unions(goods: _Goods, left: float) -> tuple[list[int], Array]:
     """
     found: dict[int, float] = {0: 0.0}
     newer, swallowed, so_far = [0], 0, 0
-    prices = np.array(goods.prices)
-    for need in sorted(set(goods.shared), key=int.bit_count):
+    needs = sorted(set(goods.shared), key=int.bit_count)
+    alone = _prices(needs, goods.prices)
+    for need in needs:
         whole = need & so_far == so_far
         bases = [0] if whole else newer if need & swallowed == swallowed else list(found)
         joined = {base | need for base in bases if base | need not in found}
-        bits = _as_bits(list(joined), len(prices))
-        costs = dict(zip(joined, (bits @ prices).tolist(), strict=True))
+        costs = {u: alone[u] for u in joined} if whole else _prices(joined, goods.prices)
         found |= {u: cost for u, cost in costs.items() if cost <= left * (1 + TOLERANCE)}
         so_far |= need
         if whole:
@@ -139,6 +142,12 @@ def _unions(goods: _Goods, left: float) -> tuple[list[int], Array]:
         else:
             newer += joined
     return list(found), np.array(list(found.values()))
+
+
+def _prices(unions: Collection[int], prices: list[float]) -> dict[int, float]:
+    """The price of each union."""
+    costs = _as_bits(list(unions), len(prices)) @ np.array(prices)
+    return dict(zip(unions, costs.tolist(), strict=True))
 
 
 def _affordable(goods: _Goods, unions: list[int]) -> NDArray[np.bool_]:
@@ -150,29 +159,48 @@ def _affordable(goods: _Goods, unions: list[int]) -> NDArray[np.bool_]:
     so_far = list(accumulate(needs, or_))
     place = {need: i for i, need in enumerate(needs)}
     places = np.array([place[need] for need in goods.shared])
-    inside = np.zeros((len(unions), len(places)), dtype=bool)
+    first = {joined: i for i, joined in enumerate(so_far, 1)}  # that many needs make up this union
+    sure = [first.get(u) or bisect_left(so_far, True, key=partial(_exceeds, u)) for u in unions]
+    inside: NDArray[np.bool_] = places < np.array(sure)[:, None]
     sizes = [need.bit_count() for need in needs]
     for row, union in enumerate(unions):
-        sure = bisect_left(so_far, True, key=lambda joined: joined & ~union != 0)
-        inside[row] = places < sure
-        for i in range(sure, bisect_right(sizes, union.bit_count())):
+        for i in range(sure[row], bisect_right(sizes, union.bit_count())):
             if needs[i] & ~union == 0:
                 inside[row] |= places == i
     return inside
 
 
-def _bounds(weights: Array, values: Array, capacity: Array) -> Array:
-    """Value of the relaxed knapsack in each row, items by falling value per weight (Dantzig)."""
+def _exceeds(union: int, joined: int) -> bool:
+    return joined & ~union != 0
+
+
+def _bounds(goods: _Goods, inside: NDArray[np.bool_], capacity: Array) -> Array:
+    """No less than what can be had within each union, `[unions]`.
+
+    Those of unions that can be best are Dantzig's. At first the relaxed problem is solved with all
+    items for each union, which takes one pass; what a few of the unions then yield rules out most.
+    """
+    values, weights = goods.values, goods.weights
+    relaxed = np.interp(capacity, np.r_[0.0, weights.cumsum()], np.r_[0.0, values.cumsum()])
+    bounds: Array = np.minimum(relaxed, inside @ values) * (1 + TOLERANCE)
+    likely = np.argsort(-bounds, kind="stable")[:LIKELY]
+    had, _ = _relaxed(inside[likely] * weights, inside[likely] * values, capacity[likely])
+    rows = np.flatnonzero(bounds >= had.max())
+    bounds[rows] = _relaxed(inside[rows] * weights, inside[rows] * values, capacity[rows])[1]
+    return bounds
+
+
+def _relaxed(weights: Array, values: Array, capacity: Array) -> tuple[Array, Array]:
+    """In each row, items by falling value per weight: what fits in order, and Dantzig's bound."""
     end = weights.cumsum(1)
     fits = end <= capacity[:, None]
-    whole = (values * fits).sum(1)
+    whole: Array = (values * fits).sum(1)
     first = np.argmin(fits, axis=1)
     rows = np.arange(len(weights))
     weight = weights[rows, first]
     room = capacity - (end[rows, first] - weight)
     part = np.divide(room, weight, out=np.zeros_like(room), where=weight > 0)
-    bounds: Array = whole + np.where(fits.all(1), 0.0, part * values[rows, first])
-    return bounds
+    return whole, whole + np.where(fits.all(1), 0.0, part * values[rows, first])
 
 
 def _knapsack(
@@ -183,6 +211,7 @@ def _knapsack(
     Items come by falling value per weight. From the solution that takes items in order until one
     does not fit, the choice of items is reopened outwards from that one; of the pairs of weight
     and value so found the dominated ones, and those whose bound does not reach the best, go.
+    Items that no solution better than the best can treat otherwise are not reopened at all.
     """
     end = weights.cumsum()
     split = int(np.searchsorted(end, capacity, side="right"))
@@ -190,9 +219,12 @@ def _knapsack(
         return float(values.sum()), np.arange(len(values))
     value = np.array([values[:split].sum()])
     weight = np.array([weights[:split].sum()])
-    flips: list[tuple[int, Indices, int]] = []
     found: tuple[int, int] | None = (0, 0) if value[0] > best else None
     best = max(best, float(value[0]))
+    core = _core(values, weights, split, capacity - weight[0], best - value[0])
+    taken, values, weights = np.arange(split), values[core], weights[core]
+    flips: list[tuple[int, Indices, int]] = []
+    split = int(np.searchsorted(core, split))
     low, high = split - 1, split
     while len(weight) and (low >= 0 or high < len(values)):
         adds = high < len(values) and (low < 0 or high - split <= split - 1 - low)
@@ -208,7 +240,22 @@ def _knapsack(
         if len(fitting) and fitting.max() > best:
             found = (len(flips), int(fitting.argmax()))
             best = float(fitting.max())
-    return None if found is None else (best, _flipped(split, flips, *found))
+    if found is None:
+        return None
+    flipped = core[_flipped(flips, *found)]
+    return best, np.setxor1d(taken, flipped, assume_unique=True)
+
+
+def _core(values: Array, weights: Array, split: int, room: float, short: float) -> Indices:
+    """The items whose flip does not cost so much that the best cannot be beaten (Dembo 1980).
+
+    `short` is what the solution that takes the items before `split` lacks of the best.
+    """
+    ratio = values[split] / weights[split]
+    gap = room * ratio - short
+    slack = TOLERANCE * values.sum()
+    core: Indices = np.flatnonzero(~(np.abs(values - ratio * weights) > gap + slack))
+    return core
 
 
 def _ratios(values: Array, weights: Array, low: int, high: int) -> tuple[float, float]:
@@ -231,12 +278,12 @@ def _worth_keeping(
     return kept
 
 
-def _flipped(split: int, flips: list[tuple[int, Indices, int]], step: int, at: int) -> Indices:
-    """The items of pair `at` after `step` flips of the first `split` items."""
-    chosen = set(range(split))
+def _flipped(flips: list[tuple[int, Indices, int]], step: int, at: int) -> list[int]:
+    """The items whose choice pair `at` after `step` flips has reversed."""
+    items = []
     for item, keep, count in reversed(flips[:step]):
         origin = int(keep[at])
         if origin >= count:
-            chosen ^= {item}
+            items.append(item)
         at = origin % count
-    return np.array(sorted(chosen), dtype=np.int64)
+    return items
