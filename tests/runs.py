@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 import torch
 from safetensors.torch import load_file
+
+from rgft.cli import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
@@ -31,8 +34,6 @@ def _command(arguments: list[str], output: Path) -> None:
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(output.with_name(f"{output.name}.{name}"), _CREATE), number)
     sys.argv = ["rgft", *arguments]
-    from rgft.cli import main  # noqa: PLC0415
-
     main()
 
 
@@ -63,6 +64,16 @@ def finish(process: BaseProcess, seconds: float = 120) -> int:
 def printed(output: Path, name: str) -> str:
     """What the latest process that ran in `output` wrote to "stdout" or "stderr"."""
     return output.with_name(f"{output.name}.{name}").read_text(encoding="utf-8")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The exit code of the command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["rgft", *arguments])
+    try:
+        main()
+    except SystemExit as exit_:
+        return int(exit_.code or 0)
+    return 0
 
 
 def record_of(output: Path) -> dict[str, Any]:

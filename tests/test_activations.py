@@ -274,3 +274,20 @@ def test_bad_settings_are_refused(tmp_path: Path) -> None:
         ActivationStore(tmp_path / "file")
     with pytest.raises(InputError, match=r"activations are torch\.int64"):
         ActivationStore().put(0, torch.tensor([1]))
+
+
+def test_the_first_entries_can_be_kept(tmp_path: Path) -> None:
+    """As they were at a checkpoint: in the order in which they were put, in a later run too."""
+    with_folder = ActivationStore(tmp_path, fingerprint="f")
+    for key in range(5):
+        with_folder.put(key, torch.full((3,), float(key)))
+    with_folder.put(1, torch.full((3,), 9.0))  # anew: now the last
+    with_folder.close()
+    later = ActivationStore(tmp_path, fingerprint="f")
+    later.keep_first(3)
+    assert list(later) == [0, 2, 3]
+    assert later.get(3).tolist() == [3.0] * 3
+    assert later.disk_used == 3 * 12
+    later.keep_first(7)
+    assert len(later) == 3
+    later.close()

@@ -17,11 +17,11 @@ from torch import nn
 
 import rgft
 import tiny_run
-from rgft.cli import main
 from rgft.error_map import ErrorMap
 from rgft.errors import InputError
 from rgft.spec import RunSpec
 from rgft.train import run
+from runs import call
 
 Files = dict[str, str | bytes]
 TEXT = "".join(
@@ -30,16 +30,6 @@ TEXT = "".join(
     for word, label in (("fine", "good"), ("dull", "bad"))
 )
 GOOD_DATA: Files = {f"{name}.jsonl": TEXT for name in ("train", "validation", "test")}
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of the command, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["rgft", *arguments])
-    try:
-        main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
 
 
 def assert_refused(

@@ -13,19 +13,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from rgft.cli import main, summary
+from rgft.cli import summary
 from rgft.inspection import inspect_model
 from rgft.tasks import TASKS
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of the command, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["rgft", *arguments])
-    try:
-        main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
+from runs import call
 
 
 def cells(printed: str) -> list[list[str]]:

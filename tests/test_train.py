@@ -8,7 +8,6 @@ import math
 import os
 import shlex
 import signal
-import sys
 import time
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,14 +20,14 @@ from safetensors.torch import load_file
 
 import tiny_run
 from rgft import metrics
-from rgft.cli import app, main
+from rgft.cli import app
 from rgft.errors import InputError
 from rgft.policies import POLICIES
 from rgft.report.run import load_run
 from rgft.signals import SIGNALS
 from rgft.spec import RunSpec, arguments, command, from_arguments
 from rgft.train import _anywhere, run
-from runs import assert_same, finish, outcome, printed, record_of, start, warm_up
+from runs import assert_same, call, finish, outcome, printed, record_of, start, warm_up
 
 CONTRACT = {
     *("method", "config", "seed", "versions", "metrics", "history", "flops", "seconds"),
@@ -53,16 +52,6 @@ def finished(spec: RunSpec, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "finished"
     run(spec, folder)
     return folder
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The exit code of the command, run in this process."""
-    monkeypatch.setattr(sys, "argv", ["rgft", *arguments])
-    try:
-        main()
-    except SystemExit as exit_:
-        return int(exit_.code or 0)
-    return 0
 
 
 def test_folder_is_complete(finished: Path) -> None:
