@@ -452,6 +452,22 @@ def test_changed_weights_empty_the_cache() -> None:
         assert cache.use.misses == 8
 
 
+def test_weights_loaded_before_the_end_are_no_matter(tmp_path: Path) -> None:
+    """As of the best checkpoint of a run: nothing is dropped, and the folder stays of use."""
+    storage = Storage(tmp_path, data="texts")
+    model = text_model("bert").requires_grad_(False).eval()
+    first, _ = forwards(model, storage)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with PrefixCache(model, storage) as cache:
+        cache.set_boundary(2)
+        for tensor in model.state_dict().values():
+            tensor.mul_(2)
+    model.load_state_dict(before)
+    second, use = forwards(model, storage)
+    torch.testing.assert_close(second, first)
+    assert use.hits == 2 * ROWS - BATCH
+
+
 def test_a_sample_that_changes_is_computed_again() -> None:
     model, (batch,) = tiny.bert(3).requires_grad_(False), tiny.tokens()
     ids = {"sample_ids": torch.arange(4)}

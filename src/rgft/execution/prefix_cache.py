@@ -241,8 +241,11 @@ class PrefixCache:
         self._stored.store.flush()
 
     def close(self) -> None:
-        """Leave the model as it was; a temporary folder is removed."""
-        self._follow_weights()
+        """Leave the model as it was; a temporary folder is removed.
+
+        Weights that were loaded after the last forward pass (the best of a run) are no matter: what
+        is in a given folder is of those before.
+        """
         self._weights = None
         self._prefix.intercept(0)
         self._interception.remove()
