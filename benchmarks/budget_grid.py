@@ -27,7 +27,8 @@ SMALL = ("--batch-size", "8", *GROUPED)
 ARMS: dict[str, tuple[str, ...]] = {
     "full": ("--method", "full"),  # with a budget: a schedule shortened to it
     "full-small": ("--method", "full", *SMALL),  # with all that makes steps cheap
-    "full-small-balanced": ("--method", "full", *SMALL, "--balance", "0.5"),
+    "full-small-tuned": ("--method", "full", *SMALL, "--balance", "0.5", "--adam-beta2", "0.98"),
+    "full-small-cut": ("--method", "full", *SMALL, "--keep-layers", "5"),
     "lora": ("--method", "lora", "--batch-size", "16", *GROUPED),
     "suffix": ("--method", "suffix", "--batch-size", "16", *GROUPED),
     "random": ("--method", "random", "--batch-size", "16", *GROUPED),
@@ -37,14 +38,15 @@ ARMS: dict[str, tuple[str, ...]] = {
 RATES = {  # the first is where to start; None for the method's own
     "full": (1e-4, 5e-5, 2e-4),
     "full-small": (1e-4, 5e-5, 2e-4),
-    "full-small-balanced": (1e-4, 5e-5, 2e-4),
+    "full-small-tuned": (1e-4, 5e-5, 2e-4),
+    "full-small-cut": (1e-4, 5e-5, 2e-4),
     "lora": (2e-3, 1e-3, 4e-3),
     "suffix": (4e-4, 2e-4, 8e-4),
     "random": (2e-4, 1e-4, 4e-4),
     "auto-rgn": (2e-4, 1e-4, 4e-4),
     "rgft": (None,),
 }
-ADDED = ("batch_size", "survey", "visits", "prefix_cache", "flops", "peak_memory_bytes")
+ADDED = ("batch_size", "layers", "survey", "visits", "prefix_cache", "flops", "peak_memory_bytes")
 
 
 class Cell(NamedTuple):

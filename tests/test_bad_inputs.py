@@ -120,6 +120,10 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
         ["--prefix-cache", "int8", "--method", "full"],
         "prefix_cache is 'int8', but the method 'full' freezes no layer",
     ),
+    "layers that are not there": (
+        ["--keep-layers", "9"],
+        "keep_layers is 9; this model has 2: give 1 to 2",
+    ),
     "balance": (["--balance", "2"], "balance is 2.0; allowed: in [0, 1]"),
     "precision": (["--precision", "fp8"], "precision is 'fp8'; allowed: one of"),
     "budget is automatic": (["--budget", "automatic"], "or 2h, or auto"),

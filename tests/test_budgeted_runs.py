@@ -175,3 +175,16 @@ def test_products_can_be_in_16_bits(spec: RunSpec, tmp_path: Path) -> None:
     assert wide["flops"] == short["flops"]
     losses = [r["train_loss"][0]["loss"] for r in (wide, short)]
     assert losses[0] != losses[1] == pytest.approx(losses[0], rel=0.02)
+
+
+def test_layers_can_be_dropped(spec: RunSpec, tmp_path: Path) -> None:
+    """Cheaper steps of a model that is saved as it trained."""
+    given = replace(spec, method="full", budget="0.3", settings={})
+    whole = run(given, tmp_path / "whole")
+    cut = run(replace(given, keep_layers=1), tmp_path / "cut")
+    assert whole["layers"] == {"kept": 2, "of": 2}
+    assert cut["layers"] == {"kept": 1, "of": 2}
+    assert cut["flops"]["full"] == whole["flops"]["full"]
+    assert cut["visits"] > 1.5 * whole["visits"]
+    assert abs(cut["flops"]["share"] - 0.3) < 0.01
+    assert load_classifier(str(tmp_path / "cut"), ("bad", "good"), 0).config.num_hidden_layers == 1

@@ -94,6 +94,11 @@ def app() -> None:
 )
 @click.option("--evaluations", type=int, help="Evaluations and checkpoints per epoch, about.  [4]")
 @click.option(
+    "--keep-layers",
+    type=int,
+    help="Keep the first so many layers, drop the rest.  [all; with a budget, the method's]",
+)
+@click.option(
     "--skip",
     type=float,
     help="With a budget: share of the well predicted samples that an epoch leaves out.  "
@@ -277,6 +282,8 @@ def summary(record: dict[str, Any]) -> Table:
     table.add_row(
         "seconds of training", f"{seconds['train']:.1f}, of which {share:.1%} in the method"
     )
+    if (layers := record["layers"])["kept"] < layers["of"]:
+        table.add_row("layers kept", f"{layers['kept']} of {layers['of']}")
     peak = record["peak_memory_bytes"]
     table.add_row("peak memory", "not known" if peak is None else f"{peak / 2**30:.2f} GiB")
     updated = record["parameters"]["updated_per_step"]["mean"]

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.markup import escape
@@ -42,6 +42,7 @@ from rgft.sampling import class_weights
 from rgft.settings import method_config
 from rgft.spec import RunSpec
 from rgft.spending import Spending, parse_budget
+from rgft.structure.cutting import can_cut, count_layers, keep_layers
 from rgft.survey import Survey
 from rgft.tasks import TaskData, load_folder, load_task
 from rgft.visits import VisitSampler
@@ -51,6 +52,13 @@ MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
 OFF = "off"
 BALANCED = ("matthews_correlation", "f1_macro")  # metrics in which every class counts alike
 BALANCE = 0.5
+
+
+class Layers(NamedTuple):
+    """How many layers of a model are kept, of how many."""
+
+    kept: int
+    of: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,7 @@ class Prepared:
     examples: dict[str, list[Example]]
     batch_size: int
     adam_beta2: float
+    layers: Layers
     sampling: Sampling
     prefix_cache: str | None
     spending: Spending | None = None
@@ -123,7 +132,9 @@ def prepare(spec: RunSpec) -> Prepared:
     with waiting(f"loading the model {escape(spec.model)}"):
         model = load_classifier(spec.model, task.label_names, tokenizer.pad_token_id)
     with waiting("setting up the method"):
-        reference = CostModel(model)
+        reference, of = CostModel(model), count_layers(model)
+        if spec.keep_layers is not None:
+            keep_layers(model, spec.keep_layers)
         if method.lora:
             model = add_lora(model, rank)
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
@@ -141,6 +152,9 @@ def prepare(spec: RunSpec) -> Prepared:
             allowance = SURVEY_SHARE * spending.flops_limit
             surveyed = charged_survey(model, meter, batches, allowance)
         config = replace(config, frozen_below=surveyed.frozen_below())
+        if spec.keep_layers is None and can_cut(model):
+            keep_layers(model, surveyed.layers())
+            meter.renew()
     seconds = time.perf_counter() - started
     recipe = Recipe(method.lr, STANDARD_BATCH)
     if spending is not None and method.surveyed is not None:
@@ -171,6 +185,7 @@ def prepare(spec: RunSpec) -> Prepared:
         spending=spending,
         survey=surveyed,
         seconds=seconds,
+        layers=Layers(count_layers(model), of),
     )
 
 

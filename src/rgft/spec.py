@@ -25,6 +25,7 @@ RULES: dict[str, Rule] = {
     "adam_beta2": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
     "max_length": whole(4),
     "evaluations": whole(1),
+    "keep_layers": optional(whole(1)),
     "skip": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
     "balance": optional((lambda v: number(v) and 0 <= v <= 1, "in [0, 1]")),
     "precision": (lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
@@ -55,6 +56,8 @@ class RunSpec:
         granularity: How components are cut; None for the method's own.
         settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
         evaluations: Evaluations of the validation split, and checkpoints, per epoch (about).
+        keep_layers: The first so many layers are kept, those after them dropped; None for what the
+            method chooses (all of them without a budget).
         skip: With a budget: share of the well predicted samples that an epoch leaves out; None for
             the method's own (0 without one).
         group_by_length: With a budget: whether batches hold texts of like length; None for the
@@ -82,6 +85,7 @@ class RunSpec:
     granularity: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluations: int = 4
+    keep_layers: int | None = None
     skip: float | None = None
     group_by_length: bool | None = None
     balance: float | None = None

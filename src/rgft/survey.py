@@ -27,6 +27,7 @@ from rgft.structure.architecture import outline
 PENALTIES = tuple(10.0**exponent for exponent in range(-3, 5))
 ENOUGH = 0.9  # of the best layer's R^2: the layers below add nothing
 SOMETHING = 0.15  # least R^2 of the best layer at which the labels count as known
+NOISE = 0.03  # R^2 up to which no layer is told from another
 TOO_FEW = "a survey needs samples with different labels, it got {} samples; give it more"
 
 
@@ -60,6 +61,26 @@ class Survey:
             return min(self.depths)
         known = [d for d, r in zip(self.depths, self.explained, strict=True) if r >= enough * best]
         return min(min(known) + 1, max(self.depths))
+
+    def layers(self, something: float = SOMETHING, noise: float = NOISE) -> int:
+        """How many layers are of use: up to the one after that whose output explains most.
+
+        What pre-training has the last layers do is its own task; they can undo what a layer below
+        them knows of this one. One more is kept if even the best explains less than `something`,
+        since the answer has to be made there, and all are if it explains no more than `noise`.
+
+        >>> Survey((1, 2, 3, 4), (0.2, 0.5, 0.4, 0.3), 1000).layers()
+        3
+        >>> Survey((1, 2, 3, 4), (0.07, 0.05, 0.04, 0.03), 1000).layers()
+        3
+        >>> Survey((1, 2, 3), (0.0, 0.01, 0.0), 1000).layers()
+        3
+        """
+        best = max(self.explained)
+        if best <= noise:
+            return len(self.explained)
+        after = 1 if best >= something else 2
+        return min(self.explained.index(best) + 1 + after, len(self.explained))
 
 
 def survey(model: nn.Module, batches: Iterable[dict[str, Any]], label: str = "labels") -> Survey:

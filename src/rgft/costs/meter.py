@@ -71,6 +71,10 @@ class FlopMeter:
         finally:
             self._charging = False
 
+    def renew(self) -> None:
+        """Count by the model as it is now, after its modules have changed."""
+        self.costs = CostModel(self._model)
+
     def close(self) -> None:
         """Stop counting."""
         self._handle.remove()
