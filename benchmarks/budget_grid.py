@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -93,6 +94,45 @@ def run(cell: Cell, records: Path) -> None:
     scores = {split: round(100 * m[result["metric"]], 1) for split, m in result["metrics"].items()}
     share, seconds = result["flops"]["share"], result["seconds"]["train"]
     print(*cell, scores, f"share {share:.3f}", f"{seconds:.0f} s", flush=True)
+
+
+def table(done: dict[Cell, dict[str, Any]]) -> str:
+    """Markdown: for each task the arms by budget, each at the rate that is best on validation."""
+    groups: dict[tuple[str, float, str], dict[float | None, list[dict[str, Any]]]] = {}
+    for cell, record in done.items():
+        rates = groups.setdefault((cell.task, cell.budget, cell.arm), {})
+        rates.setdefault(cell.rate, []).append(record)
+    lines = [
+        "| task | budget | arm | rate | seeds | validation | test | FLOPs, share of full |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    order = list(ARMS)
+    for task, budget, arm in sorted(groups, key=lambda k: (k[0], -k[1], order.index(k[2]))):
+        rate, runs = max(groups[task, budget, arm].items(), key=lambda item: _mean(item[1]))
+        scores = " | ".join(_shown(runs, split) for split in ("validation", "test"))
+        share = statistics.mean(run["flops"]["share"] for run in runs)
+        shown = "own" if rate is None else f"{rate:g}"
+        lines.append(
+            f"| {task} | {budget:g} | `{arm}` | {shown} | {len(runs)} | {scores} | {share:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def _scores(runs: list[dict[str, Any]], split: str) -> list[float]:
+    return [100 * run["metrics"][split][run["metric"]] for run in runs if split in run["metrics"]]
+
+
+def _mean(runs: list[dict[str, Any]]) -> float:
+    return statistics.mean(_scores(runs, "validation"))
+
+
+def _shown(runs: list[dict[str, Any]], split: str) -> str:
+    """Mean and, of several seeds, standard deviation."""
+    scores = _scores(runs, split)
+    if not scores:
+        return "-"
+    spread = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    return f"{statistics.mean(scores):.1f}{spread}"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Fill the tables in README from the records; no number is typed by hand.
+"""Fill the tables in README and docs/budget.md from the records; no number is typed by hand.
 
 python benchmarks/tables.py          # write
 python benchmarks/tables.py --check  # fail if README is not what the records say
@@ -11,11 +11,15 @@ import statistics
 import sys
 from pathlib import Path
 
+import budget_grid
+from budget_grid import read as grid
 from comparison import METHODS, SEEDS, Cell, Done, best_rate, read
 
 ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records" / "comparison.jsonl"
 BEGIN, END = "<!-- comparison:begin -->", "<!-- comparison:end -->"
+GRID = ROOT / "benchmarks" / "records" / "budget_grid.jsonl"
+GRID_BEGIN, GRID_END = "<!-- grid:begin -->", "<!-- grid:end -->"
 
 
 def rows(task: str, epochs: float, done: Done) -> list[str]:
@@ -57,19 +61,27 @@ def table() -> str:
     return "\n\n".join(parts)
 
 
+def filled(text: str, begin: str, end: str, content: str) -> str:
+    """A page with what stands between two marks replaced."""
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{content}\n{end}{rest.split(end)[1]}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    filled = f"{before}{BEGIN}\n{table()}\n{END}{after}"
-    if not check:
-        path.write_text(filled, encoding="utf-8")
-    elif filled != text:
-        sys.exit("README.md differs from the records: run python benchmarks/tables.py")
+    pages = {
+        ROOT / "README.md": (BEGIN, END, table()),
+        ROOT / "docs" / "budget.md": (GRID_BEGIN, GRID_END, budget_grid.table(grid(GRID))),
+    }
+    for path, (begin, end, content) in pages.items():
+        text = path.read_text(encoding="utf-8")
+        wanted = filled(text, begin, end, content)
+        if not check:
+            path.write_text(wanted, encoding="utf-8")
+        elif wanted != text:
+            sys.exit(f"{path.name} differs from the records: run python benchmarks/tables.py")
 
 
 if __name__ == "__main__":
