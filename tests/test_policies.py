@@ -40,6 +40,7 @@ def situation(error: list[float], step: int = 0, seed: int = 0, heads: int = 0) 
         total_steps=100,
         generator=torch.Generator().manual_seed(seed),
         costs=ComponentCosts(size, 0.3, {1 << k: 0.7 / size for k in range(size)}),
+        progress=0.0,
     )
 
 
