@@ -29,12 +29,12 @@ from rgft.execution.measuring import Measuring, Scores
 from rgft.execution.plan_bypass import PlanBypass
 from rgft.execution.slices import SliceUpdates
 from rgft.plan import Plan
-from rgft.policies import Policy, Situation, find_policy
+from rgft.policies import Situation, find_policy
 from rgft.policies.options import hold, mean_one
-from rgft.signals import Signal, find_signal
+from rgft.refusals import LAG_REFUSAL, check_together
+from rgft.signals import find_signal
 from rgft.spending import Spending
 
-LAG_REFUSAL = "lag=False cannot freeze (backward has already run); use lag=True"
 Probe = Callable[[int], Iterable[Tensor]]
 
 
@@ -105,8 +105,13 @@ class Guide:
         self._probe = probe
         self._generator = torch.Generator().manual_seed(self.config.seed)
         signal = find_signal(self.config.signal, self.config.p)
-        _check_signal_settings(self.config, signal)
-        _check_together(self.config, self._policy, signal, probe, spending)
+        check_together(
+            self.config,
+            self._policy,
+            signal,
+            probed=probe is not None,
+            counted=spending is not None,
+        )
         self._measuring = Measuring(self.binding, signal, self._generator)
         adapted = self.binding.components
         self.error_map = ErrorMap(
@@ -480,45 +485,6 @@ def _unfreeze(parameters: tuple[nn.Parameter, ...], bypass: PlanBypass | None) -
         parameter.requires_grad_(True)
     if bypass is not None:
         bypass.close()
-
-
-def _check_signal_settings(config: Config, signal: Signal) -> None:
-    """Refuse settings that the signal does not look at."""
-    fields = Config.__dataclass_fields__
-    unused = {
-        "p": config.signal != "grad-norm",
-        "probe_samples": signal.source != "samples",
-    }
-    for name, idle in unused.items():
-        if idle and getattr(config, name) != fields[name].default:
-            raise InputError(f"{name} has no effect on the signal {config.signal!r}; drop it")
-
-
-def _check_together(
-    config: Config, policy: Policy, signal: Signal, probe: Probe | None, spending: Spending | None
-) -> None:
-    """Refuse what lacks something that it needs."""
-    if signal.source == "samples" and probe is None:
-        raise InputError(
-            f"the signal {config.signal!r} needs per-sample losses: give Guide(..., probe=...)"
-        )
-    if policy.uses_costs and spending is None:
-        raise InputError(
-            f"the policy {config.policy!r} needs to know what steps cost: give "
-            "Guide(..., spending=...), or --budget to rgft train"
-        )
-    if (policy.freezes or config.frozen_below) and not config.lag:
-        raise InputError(LAG_REFUSAL)
-    if signal.source != "gradient" and not config.lag:
-        raise InputError(
-            f"lag=False needs a signal known before the step, {config.signal!r} is not; "
-            "use lag=True or a gradient signal such as 'grad-norm'"
-        )
-    if config.bypass and not policy.freezes:
-        raise InputError(
-            "bypass=True has no effect, since the policy freezes nothing; drop it, or choose one "
-            "that freezes, such as 'top' (a Policy of your own says so by freezes=True)"
-        )
 
 
 def _running(frame: FrameType) -> bool:
