@@ -30,6 +30,7 @@ from rgft import (
 )
 from rgft.components import Component
 from rgft.costs import component_costs
+from rgft.execution.prefix_cache import PrefixCache
 from rgft.policies.purchase import purchase
 from rgft.structure.openers import openers
 from tiny import bert, bert_loss, bert_with_lora, mlp, optimizer_state, same_state, tokens, values
@@ -216,6 +217,36 @@ def test_evaluation_comes_first() -> None:
     train(model.train(), optimizer, [batch])
     assert guide.bypassed
     guide.close()
+
+
+def test_beside_a_prefix_cache() -> None:
+    """The search passes the cache by; weights are those without it."""
+    always = Policy(
+        lambda s: ((s.depth == 2) | s.always).double(),
+        uses_error=False,
+        changes=False,
+        freezes=True,
+    )
+    (batch,) = tokens()
+    ends = []
+    for cached in (False, True):
+        model = bert(4)
+        optimizer = sgd(model)
+        guide = Guide(model, optimizer, Config(policy=always, bypass=True))
+        with PrefixCache(model) as cache:
+            for _ in range(3):
+                optimizer.zero_grad()
+                if cached:
+                    cache.follow(guide.lowest)
+                names = {"sample_ids": list("abcd")} if cached else {}
+                model(**batch, **names).loss.backward()
+                optimizer.step()
+            assert cache.use.hits == (8 if cached else 0)
+        assert guide.bypassed[-1] == "bert.encoder.layer.3"
+        guide.close()
+        ends.append(values(model))
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["uniform", "normalized-max", Policy(lambda s: s.error + 1)])

@@ -51,8 +51,9 @@ def bought(situation: Situation, rate: float, rate_end: float | None) -> Tensor:
         rate: What a step may cost at the start of the run, as a share of a full one.
         rate_end: The same at its end, linear in the progress between; None for `rate`.
     """
-    assert situation.costs is not None and situation.progress is not None  # Policy.uses_costs
+    assert situation.costs is not None  # see Policy.uses_costs
     if rate_end is not None:
+        assert situation.progress is not None
         rate += situation.progress * (rate_end - rate)
     values = torch.where(situation.never, 0.0, situation.error)
     always = torch.nonzero(situation.always).flatten().tolist()
