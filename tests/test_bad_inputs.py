@@ -130,6 +130,13 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "budget is nothing": (["--budget", "0min"], "budget is '0min'; allowed: a share"),
     "purchase without prices": (["--set", "policy=purchase"], "needs to know what steps cost"),
     "rate": (["--set", "policy=purchase", "--set", "rate=0"], "rate is 0"),
+    "rate at the end": (
+        ["--set", "policy=purchase", "--set", "rate_end=2"],
+        "rate_end is 2.0; allowed: in (0, 1]",
+    ),
+    "rate at the end of another policy": (["--set", "rate_end=0.5"], "rate_end has no effect"),
+    "bypass and nothing frozen": (["--set", "bypass=true"], "bypass=True has no effect"),
+    "bypass is a word": (["--set", "bypass=yes"], "bypass is 'yes'; allowed: true or false"),
     "frozen below the head": (["--set", "frozen_below=-1"], "frozen_below is -1"),
     "max length": (["--max-length", "1"], "max_length is 1"),
     "evaluations": (["--evaluations", "0"], "evaluations is 0"),

@@ -84,7 +84,7 @@ class Script:
 
         def scripted(spending: Spending, validation: float) -> bool:
             del validation
-            named = spending.meter._model.named_parameters()
+            named = spending.meter.model.named_parameters()
             self.weights.append({name: p.detach().clone() for name, p in named})
             return close(spending, next(script))
 

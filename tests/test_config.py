@@ -35,8 +35,10 @@ WHOLE: dict[str, tuple[list[Any], list[Any]]] = {
 OTHER: dict[str, tuple[list[Any], list[Any]]] = {
     "engagement": (["error", "warn", "off"], ["on", "", None, True, 1]),
     "bias_correction": ([True, False], ["false", 0, 1, None]),
+    "bypass": ([True, False], ["false", 0, 1, None]),
     "mean_one": ([True, False], ["false", 0, 1, None]),
     "lag": ([True, False], ["false", 0, 1, None]),
+    "rate_end": ([None, 1, 0.1], [0, -1, 1.5, True, "1", math.nan]),
     "always_train": ([(), ("head", "norm")], ["head", None, 3, (1,)]),
     "signal": (["rms", rms, Signal(rms)], [None, 3, ["rms"]]),
     "policy": (["top", Policy(uniform)], [None, 3, uniform, ["top"]]),

@@ -154,6 +154,26 @@ def test_tables_of_bypass_are_what_the_record_says(monkeypatch: pytest.MonkeyPat
     assert tables in (DOCS / "bypass.md").read_text(encoding="utf-8")
 
 
+def test_tables_of_memory_and_scale_are_what_the_records_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    page = (DOCS / "budget.md").read_text(encoding="utf-8")
+    records = {
+        name: json.loads((ROOT / "benchmarks" / "records" / f"{name}.json").read_text("utf-8"))
+        for name in ("memory", "scale")
+    }
+    memory, scale = (importlib.import_module(name) for name in records)
+    shown = [
+        memory.table(records["memory"]["results"]),
+        memory.by_layers(records["memory"]["by_frozen_layers"]),
+        scale.table(records["scale"]["results"]),
+        scale.held(records["scale"]["results"]),
+    ]
+    assert all(text.count("\n") >= 2 for text in shown)
+    assert [text for text in shown if text not in page] == []
+
+
 def test_every_public_name_is_in_the_api_page() -> None:
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     public = {name for name in vars(rgft) if name[0].isupper() or name == "partition"}

@@ -40,6 +40,7 @@ def situation(error: list[float], step: int = 0, seed: int = 0, heads: int = 0) 
         total_steps=100,
         generator=torch.Generator().manual_seed(seed),
         costs=ComponentCosts(size, 0.3, {1 << k: 0.7 / size for k in range(size)}),
+        progress=0.0,
     )
 
 
@@ -230,3 +231,15 @@ def test_what_must_stay_frozen_does_not_compete() -> None:
     assert decide("top", where, top=0.3) == [0.0, 1.0, 0.0, 0.0]
     costs = ComponentCosts(4, 0.25, {1 << k: 0.25 for k in range(4)})
     assert decide("purchase", replace(where, costs=costs), rate=0.75) == [0.0, 1.0, 1.0, 0.0]
+
+
+def test_the_rate_moves_with_the_budget() -> None:
+    costs = ComponentCosts(4, 0.2, {1 << k: 0.2 for k in range(4)})
+    where = replace(situation([4.0, 3.0, 2.0, 1.0]), costs=costs)
+    for start, end in ((1.0, 0.4), (0.4, 1.0)):
+        for progress, bought in ((0.0, start), (1 / 3, None), (2 / 3, None), (1.0, end)):
+            rate = start + progress * (end - start) if bought is None else bought
+            found = decide("purchase", replace(where, progress=progress), rate=start, rate_end=end)
+            assert sum(found) == round((rate - 0.2) / 0.2)
+    fixed = decide("purchase", replace(where, progress=1.0), rate=0.6)
+    assert sum(fixed) == 2

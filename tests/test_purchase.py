@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+from functools import reduce
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,8 @@ from hypothesis import strategies as st
 from families import BATCHES, FAMILIES
 from rgft import CostModel, partition
 from rgft.costs import ComponentCosts, component_costs
+from rgft.costs.conditions import Condition, both, either
+from rgft.policies import purchase as module
 from rgft.policies.purchase import purchase
 
 
@@ -37,6 +41,10 @@ def check(values: list[float], costs: ComponentCosts, allowance: float, always: 
     assert chosen == always or costs.cost(chosen) <= allowance * (1 + 1e-9)
 
 
+def singles(bits: int) -> list[int]:
+    return [1 << i for i in range(bits.bit_length()) if bits >> i & 1]
+
+
 @st.composite
 def problems(draw: st.DrawFn) -> tuple[list[float], ComponentCosts, float, set[int]]:
     """Any shared work at all, not only that of chains."""
@@ -44,7 +52,12 @@ def problems(draw: st.DrawFn) -> tuple[list[float], ComponentCosts, float, set[i
     amount = st.one_of(st.integers(0, 9).map(float), st.floats(0, 10))
     values = draw(st.lists(amount, min_size=count, max_size=count))
     backward = draw(st.dictionaries(st.integers(1, 2**count - 1), amount, max_size=12))
-    costs = ComponentCosts(count, draw(amount), backward)
+    several = st.sets(st.integers(1, 2**count - 1), min_size=1, max_size=4)
+    jointly: dict[Condition, float] = {}
+    for sets in draw(st.lists(several, max_size=4)):
+        condition = reduce(either, (reduce(both, map(Condition, singles(s))) for s in sets))
+        jointly[condition] = jointly.get(condition, 0.0) + draw(amount)
+    costs = ComponentCosts(count, draw(amount), backward, jointly)
     allowance = draw(st.floats(0, 1)) * costs.full * (1 + 1e-6)
     return values, costs, allowance, draw(st.sets(st.integers(0, count - 1), max_size=2))
 
@@ -100,6 +113,63 @@ def test_a_long_chain(seed: int) -> None:
         chosen = purchase(values, costs, allowance + 10.0)
         assert sum(values[i] for i in chosen) == pytest.approx(best, rel=1e-9)
         assert costs.cost(chosen) <= allowance + 10
+
+
+def bypassed_chain(count: int, draw: random.Random) -> ComponentCosts:
+    """Layers in a row: the input gradient of one is due if it trains, and one below it does."""
+    jointly: dict[Condition, float] = {}
+    for i in range(1, count - 1):
+        condition = both(Condition(1 << i), Condition((1 << i) - 1))
+        jointly[condition] = draw.choice([4.0, 8.0, draw.random() * 8])
+    backward = {1 << i: draw.choice([4.0, 8.0, draw.random() * 8]) for i in range(count)}
+    return ComponentCosts(count, 8.0 * count, backward, jointly)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_bypassed_chain_of_thirteen(seed: int) -> None:
+    draw = random.Random(seed)
+    costs = bypassed_chain(13, draw)
+    values = [draw.choice([draw.random(), 1.0, 0.0]) for _ in range(13)]
+    check(values, costs, draw.uniform(0.3, 1.0) * costs.full, {12})
+
+
+def test_a_long_bypassed_chain_takes_few_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One or two problems without joint work for each layer that may be the lowest."""
+    draw = random.Random(0)
+    costs = bypassed_chain(60, draw)
+    looks = 0
+    plain = module._best
+
+    def counted(*args: Any) -> Any:
+        nonlocal looks
+        looks += 1
+        return plain(*args)
+
+    monkeypatch.setattr(module, "_best", counted)
+    chosen = purchase([draw.random() for _ in range(60)], costs, 0.6 * costs.full, {59})
+    assert len(chosen) > 10
+    assert looks <= 2 * 60
+
+
+def test_conditions_are_what_they_say() -> None:
+    """Against truth tables; no set is kept that another implies."""
+    draw = random.Random(3)
+    for _ in range(300):
+        sets = [[draw.randrange(1, 32) for _ in range(draw.randint(1, 3))] for _ in range(2)]
+        left, right = (
+            reduce(either, (reduce(both, map(Condition, singles(s))) for s in group))
+            for group in sets
+        )
+        on, off = draw.randrange(32), draw.randrange(32)
+        for trained in range(32):
+            by_hand = [any(s & trained == s for s in group) for group in sets]
+            assert [left.holds(trained), right.holds(trained)] == by_hand
+            assert either(left, right).holds(trained) == any(by_hand)
+            assert both(left, right).holds(trained) == all(by_hand)
+            if trained & on == on and not trained & off:
+                assert left.given(on, off).holds(trained) == by_hand[0]
+        kept = [*singles(left.alone), *left.together]
+        assert not any(a != b and a & b == a for a in kept for b in kept)
 
 
 @pytest.mark.parametrize("family", ["bert", "gpt2", "t5", "bart", "resnet", "llama"])

@@ -136,6 +136,33 @@ def test_purchases_keep_to_their_rate() -> None:
     guide.close()
 
 
+@pytest.mark.parametrize(("rate", "rate_end"), [(1.0, 0.4), (0.4, 1.0)])
+def test_purchases_widen_or_narrow_over_the_run(rate: float, rate_end: float) -> None:
+    model = bert()
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+    spending = Spending(FlopMeter(model), Budget(share=0.7), batches=40)
+    config = Config(policy="purchase", rate=rate, rate_end=rate_end, every=2, probe_every=0)
+    guide = Guide(model, optimizer, config, spending=spending)
+    (batch,) = tokens()
+    prices: list[float] = []
+    while not spending.finished:
+        plan = guide.plan
+        optimizer.zero_grad()
+        bert_loss(model, batch).backward()
+        allowed = rate + spending.progress * (rate_end - rate)
+        optimizer.step()
+        spending.step()
+        costs = spending.costs(guide.components)
+        assert costs is not None
+        if guide.plan is not plan:
+            prices.append(costs.cost([i for i, on in enumerate(guide.plan.trained) if on]))
+            assert prices[-1] <= allowed + 1e-9
+    guide.close()
+    assert len(prices) > 10
+    first, last = prices[0], prices[-1]
+    assert first > last + 0.2 if rate > rate_end else last > first + 0.2
+
+
 def test_purchases_need_prices() -> None:
     model = bert()
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)

@@ -188,6 +188,19 @@ def test_settings_of_the_command(
     assert setting != "p=inf" or record_of(tmp_path / "run")["arguments"]["settings"]["p"] == "inf"
 
 
+def test_a_bypass_in_a_run(short: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two layers: plans that train the lower one and not the upper one are drawn."""
+    given = ["--model", short.model, "--data", str(short.data), "--epochs", "2", "--method"]
+    given += ["random", "--set", "bypass=true", "--set", "every=2", "--set", "warmup=0"]
+    given += ["--batch-size", "8", "--evaluations", "1"]
+    assert call(monkeypatch, "train", *given, "--output-dir", str(tmp_path / "run")) == 0
+    plain = [*given[: given.index("bypass=true") - 1], *given[given.index("bypass=true") + 1 :]]
+    assert call(monkeypatch, "train", *plain, "--output-dir", str(tmp_path / "plain")) == 0
+    bypassed, whole = (record_of(tmp_path / name) for name in ("run", "plain"))
+    assert bypassed["config"]["bypass"] is True
+    assert bypassed["flops"]["spent"] < whole["flops"]["spent"]
+
+
 def _json(text: str) -> Any:
     try:
         return json.loads(text)

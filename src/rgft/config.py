@@ -31,6 +31,7 @@ class Config:
         top: Share of components that selection policies train, in (0, 1].
         floor: Multiplier of components that are not selected, in [0, 1]; 0 freezes them.
         rate: Most that a step of the policy "purchase" may cost, as a share of a full step.
+        rate_end: What `rate` becomes by the end of the budget, linearly; None to stay as it is.
         decay: Base of layer-wise learning-rate decay, in (0, 1].
         unfrozen_by: Share of the run after which gradual unfreezing has opened all, in (0, 1].
         mean_one: Divide the multipliers by their mean over trained components.
@@ -43,6 +44,9 @@ class Config:
             gradient computed (not applied) so that they can come back; 0 for never.
         probe_samples: Samples in the probe batch of per-sample signals.
         always_train: Kinds of components that are never frozen.
+        bypass: Let the gradient take the skip connections around frozen components, so that
+            neither weight nor input gradients are computed in them. What lies below then has
+            approximate gradients. Probes are exact.
         frozen_below: Components of smaller depth stay frozen (but for kinds in `always_train`).
         total_steps: Optimizer steps of the run; needed by gradual unfreezing.
         engagement: What happens when a plan is found not to be carried out: "error", "warn", "off".
@@ -60,6 +64,7 @@ class Config:
     top: float = 0.5
     floor: float = 0.0
     rate: float = 0.6
+    rate_end: float | None = None
     decay: float = 0.9
     unfrozen_by: float = 0.5
     mean_one: bool = False
@@ -70,6 +75,7 @@ class Config:
     probe_every: int = 1
     probe_samples: int = 16
     always_train: tuple[str, ...] = ("head",)
+    bypass: bool = False
     frozen_below: int = 0
     total_steps: int | None = None
     engagement: str = "error"
@@ -97,6 +103,7 @@ RULES: dict[str, Rule] = {
     "top": SHARE,
     "floor": (lambda v: number(v) and 0 <= v <= 1, "in [0, 1]"),
     "rate": SHARE,
+    "rate_end": optional(SHARE),
     "decay": SHARE,
     "unfrozen_by": SHARE,
     "mean_one": SWITCH,
@@ -106,6 +113,7 @@ RULES: dict[str, Rule] = {
     "min_stay": whole(0),
     "probe_every": whole(0),
     "probe_samples": whole(1),
+    "bypass": SWITCH,
     "frozen_below": whole(0),
     "always_train": (_kinds, "a tuple of kinds, such as ('head',)"),
     "total_steps": optional(whole(1)),

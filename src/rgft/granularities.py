@@ -12,7 +12,7 @@ from torch.nn import Parameter
 from rgft.errors import InputError
 from rgft.structure.architecture import Part, blocks, outline
 from rgft.structure.attention_heads import Head, split_heads
-from rgft.structure.layers import unwrapped
+from rgft.structure.layers import unwrapped, wrapper_prefix
 from rgft.structure.projections import Portion, UnsplittableError
 
 Grouping = Callable[[str, Parameter], str]
@@ -139,7 +139,7 @@ def _finest(model: nn.Module) -> str:
 def _by_lora(model: nn.Module) -> list[Draft]:
     """Each LoRA pair of each adapter, with what else it trains (magnitudes); the rest by layer."""
     names = {id(p): name for name, p in model.named_parameters()}
-    prefix = _wrapper_prefix(model)
+    prefix = wrapper_prefix(model)
     found: list[Draft] = []
     pairs: dict[str, tuple[int, list[Parameter]]] = {}
     for part in outline(model):
@@ -160,13 +160,6 @@ def _by_lora(model: nn.Module) -> list[Draft]:
             f"of layer, block and head for it is {_finest(model)!r}: use that, or add LoRA first."
         )
     return found + [_whole(name, "lora", depth, held) for name, (depth, held) in pairs.items()]
-
-
-def _wrapper_prefix(model: nn.Module) -> str:
-    """What wrappers put before the names of the model's own parameters."""
-    core = unwrapped(model)
-    path = next(name for name, module in model.named_modules() if module is core)
-    return f"{path}." if path else ""
 
 
 def _class(model: nn.Module) -> str:

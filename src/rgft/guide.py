@@ -18,6 +18,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rgft.components import Component, partition
 from rgft.config import Config
+from rgft.costs import ComponentCosts, FlopMeter
 from rgft.error_map import ErrorMap
 from rgft.errors import InputError
 from rgft.execution.binding import bind
@@ -25,14 +26,15 @@ from rgft.execution.engagement import Engagement
 from rgft.execution.freezing import apply_freezing, drop_gradients
 from rgft.execution.learning_rates import VirtualGroups
 from rgft.execution.measuring import Measuring, Scores
+from rgft.execution.plan_bypass import PlanBypass
 from rgft.execution.slices import SliceUpdates
 from rgft.plan import Plan
 from rgft.policies import Situation, find_policy
 from rgft.policies.options import hold, mean_one
-from rgft.signals import Signal, find_signal
+from rgft.refusals import LAG_REFUSAL, check_together
+from rgft.signals import find_signal
 from rgft.spending import Spending
 
-LAG_REFUSAL = "lag=False cannot freeze (backward has already run); use lag=True"
 Probe = Callable[[int], Iterable[Tensor]]
 
 
@@ -56,6 +58,7 @@ class Guide:
         probe: For the signals "fisher" and "signal-to-noise": given n, yields the losses of n
             samples one by one, each a scalar with a gradient.
         spending: For the policy "purchase", which must know what steps cost; see `Spending`.
+        meter: Counts FLOPs, and has to know what is bypassed; that of `spending` by default.
 
     Attributes:
         error_map: The map, with its history.
@@ -80,7 +83,7 @@ class Guide:
     (2.0, 3)
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all but two have defaults
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
@@ -88,6 +91,7 @@ class Guide:
         *,
         probe: Probe | None = None,
         spending: Spending | None = None,
+        meter: FlopMeter | None = None,
     ) -> None:
         self.config = config or Config()
         self.spending = spending
@@ -95,29 +99,19 @@ class Guide:
         previous = _GUIDES.get(model, lambda: None)()
         if previous is not None and previous._unfreeze.alive:
             raise InputError("this model already has a guide; call its close() first")
-        self.binding = bind(model, self.optimizer, partition(model, self.config.granularity))
+        parts = partition(model, self.config.granularity)
+        self.binding = bind(model, self.optimizer, parts)
         self._policy = find_policy(self.config)
         self._probe = probe
         self._generator = torch.Generator().manual_seed(self.config.seed)
         signal = find_signal(self.config.signal, self.config.p)
-        _check_signal_settings(self.config, signal)
-        if signal.source == "samples" and probe is None:
-            raise InputError(
-                f"the signal {self.config.signal!r} needs per-sample losses: "
-                "give Guide(..., probe=...)"
-            )
-        if self._policy.uses_costs and spending is None:
-            raise InputError(
-                f"the policy {self.config.policy!r} needs to know what steps cost: give "
-                "Guide(..., spending=...), or --budget to rgft train"
-            )
-        if (self._policy.freezes or self.config.frozen_below) and not self.config.lag:
-            raise InputError(LAG_REFUSAL)
-        if signal.source != "gradient" and not self.config.lag:
-            raise InputError(
-                f"lag=False needs a signal known before the step, {self.config.signal!r} is not; "
-                "use lag=True or a gradient signal such as 'grad-norm'"
-            )
+        check_together(
+            self.config,
+            self._policy,
+            signal,
+            probed=probe is not None,
+            counted=spending is not None,
+        )
         self._measuring = Measuring(self.binding, signal, self._generator)
         adapted = self.binding.components
         self.error_map = ErrorMap(
@@ -136,6 +130,10 @@ class Guide:
                 f"{max(c.depth for c in adapted)}, the largest depth in this model"
             )
         self._engagement = Engagement(model, self.binding, self.config.engagement)
+        self._bypass = None
+        if self.config.bypass:
+            meter = meter or (None if spending is None else spending.meter)
+            self._bypass = PlanBypass(model, parts, self.binding, meter)
         self._groups, self._slices = VirtualGroups(), SliceUpdates(self.binding)
         pieces = self.binding.pieces
         self._revivable = frozenset(p.parameter for p in pieces if not self._never[p.component])
@@ -157,7 +155,9 @@ class Guide:
         self._nested = 0
         self._raw = (~self._never).double()
         parameters = tuple(self.binding.parameters.values())
-        self._unfreeze: weakref.finalize[Any, Any] = weakref.finalize(self, _unfreeze, parameters)
+        self._unfreeze: weakref.finalize[Any, Any] = weakref.finalize(
+            self, _unfreeze, parameters, self._bypass
+        )
         _GUIDES[model] = weakref.ref(self)
         if self.config.total_steps is not None:
             self._warn_if_idle(self.config.total_steps)
@@ -178,6 +178,14 @@ class Guide:
         """Names of the parameters whose gradient the next backward pass computes."""
         parameters = self.binding.parameters
         return frozenset(name for name, p in parameters.items() if p.requires_grad)
+
+    @property
+    def bypassed(self) -> tuple[str, ...]:
+        """Names of the components around which the gradient takes the skip connection.
+
+        Those of them that lie below all that trains have no gradient in any case.
+        """
+        return () if self._bypass is None else self._bypass.components
 
     @property
     def lowest(self) -> int:
@@ -223,6 +231,13 @@ class Guide:
             self._engagement.end()
         if guided and self.config.total_steps is None:
             self._warn_if_idle(guided)
+        if guided > self._first and self._bypass is not None and not self._bypass.acted:
+            warnings.warn(
+                "bypass=True did nothing in this run: no plan froze a component above the lowest "
+                "trained one that could be bypassed; drop it, or choose another policy",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a resumed run needs, as tensors, numbers and strings."""
@@ -235,6 +250,7 @@ class Guide:
             "step": self.step,
             "switched": self._switched.clone(),
             "generator": self._generator.get_state(),
+            "bypass": None if self._bypass is None else self._bypass.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -267,6 +283,8 @@ class Guide:
         self._switched = state["switched"].clone()
         self._generator.set_state(state["generator"])
         scale = tuple(float(s) for s in state["lr_scale"])
+        if self._bypass is not None and state["bypass"] is not None:
+            self._bypass.load_state_dict(state["bypass"])
         self._adopt(replace(self.plan, lr_scale=scale))
         self._apply()
         self._engagement.begin(self.plan)
@@ -355,6 +373,8 @@ class Guide:
         """Per-sample scores of all components, frozen ones included."""
         assert self._probe is not None
         self._engagement.paused = True
+        if self._bypass is not None:
+            self._bypass.follow(self.plan, lifted=True)
         for parameter in self.binding.parameters.values():
             parameter.requires_grad_(True)
         with torch.enable_grad():
@@ -441,30 +461,30 @@ class Guide:
             step=self.step,
             total_steps=self.config.total_steps,
             generator=self._generator,
-            costs=None if self.spending is None else self.spending.costs(self.binding.components),
+            costs=self._costs(),
+            progress=None if self.spending is None else self.spending.stage_progress,
         )
+
+    def _costs(self) -> ComponentCosts | None:
+        """What steps cost by component, where it is known."""
+        if self.spending is None:
+            return None
+        gates = None if self._bypass is None else self._bypass.gates
+        return self.spending.costs(self.binding.components, gates)
 
     def _apply(self) -> None:
         """Put the plan in force for the next forward pass."""
         self._engagement.paused = self.probing
         apply_freezing(self._scale, self._revivable if self.probing else frozenset())
+        if self._bypass is not None:
+            self._bypass.follow(self.plan, lifted=self.probing)
 
 
-def _unfreeze(parameters: tuple[nn.Parameter, ...]) -> None:
+def _unfreeze(parameters: tuple[nn.Parameter, ...], bypass: PlanBypass | None) -> None:
     for parameter in parameters:
         parameter.requires_grad_(True)
-
-
-def _check_signal_settings(config: Config, signal: Signal) -> None:
-    """Refuse settings that the signal does not look at."""
-    fields = Config.__dataclass_fields__
-    unused = {
-        "p": config.signal != "grad-norm",
-        "probe_samples": signal.source != "samples",
-    }
-    for name, idle in unused.items():
-        if idle and getattr(config, name) != fields[name].default:
-            raise InputError(f"{name} has no effect on the signal {config.signal!r}; drop it")
+    if bypass is not None:
+        bypass.close()
 
 
 def _running(frame: FrameType) -> bool:

@@ -14,6 +14,7 @@ from rgft.spec import RunSpec
 
 FROM_ELSEWHERE = ("granularity", "total_steps", "seed")  # options of their own, or filled in
 LORA_RANK = 8
+OPTIONAL = ("rate_end",)  # numbers that may be left out
 DEFAULTS = {f.name: f.default for f in fields(Config) if f.name not in FROM_ELSEWHERE}
 
 
@@ -57,7 +58,9 @@ def _typed(name: str, value: Any) -> Any:
         if isinstance(names, (list, tuple)) and all(isinstance(n, str) for n in names):
             return tuple(n.strip() for n in names if n.strip())
         raise InputError(f"{name} is {value!r}; allowed: names with commas between them")
-    if isinstance(default, float):
+    if value is None and name in OPTIONAL:
+        return None
+    if isinstance(default, float) or name in OPTIONAL:
         number = math.inf if value == "inf" else value
         if isinstance(number, (int, float)) and not isinstance(number, bool):
             return float(number)

@@ -10,6 +10,7 @@ from typing import Any
 
 from rgft.components import Component
 from rgft.costs import ComponentCosts, FlopMeter, component_costs
+from rgft.costs.conditions import Gates
 from rgft.costs.graph import Graph
 from rgft.errors import InputError
 from rgft.stages import STAGES, Stage, Yardstick, best_stage, worth_going_on
@@ -120,7 +121,7 @@ class Spending:
         self._full, self._batches, self._clock = full, batches, clock
         self._started = clock()
         self._before = self._last = 0.0
-        self._costs: tuple[Graph, ComponentCosts] | None = None
+        self._costs: tuple[Graph, Gates | None, ComponentCosts] | None = None
 
     @property
     def full(self) -> float:
@@ -222,14 +223,22 @@ class Spending:
         """Whether spending is nearer to the end of a stage than another step would bring it."""
         return self.spent + self._last / 2 >= self._ends[stage] * self.limit
 
-    def costs(self, components: Sequence[Component]) -> ComponentCosts | None:
-        """Costs of a step like the last by component, relative to a full one; None before it."""
+    def costs(
+        self, components: Sequence[Component], gates: Gates | None = None
+    ) -> ComponentCosts | None:
+        """Costs of a step like the last by component, relative to a full one; None before it.
+
+        Args:
+            components: All that can be trained.
+            gates: Where branches are bypassed; see `component_costs`.
+        """
         graph = self.meter.graph
         if graph is None:
             return None
-        if self._costs is None or self._costs[0] is not graph:
-            self._costs = graph, component_costs([graph], components).relative()
-        return self._costs[1]
+        if self._costs is None or self._costs[0] is not graph or self._costs[1] != gates:
+            costs = component_costs([graph], components, gates=gates).relative()
+            self._costs = graph, gates, costs
+        return self._costs[2]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -8,6 +8,7 @@ as nothing, the convention of `torch.utils.flop_counter`.
 
 from rgft.costs.by_component import ComponentCosts as ComponentCosts
 from rgft.costs.by_component import component_costs as component_costs
+from rgft.costs.conditions import Condition as Condition
 from rgft.costs.graph import Graph as Graph
 from rgft.costs.graph import StepCost as StepCost
 from rgft.costs.meter import FlopMeter as FlopMeter

@@ -92,67 +92,36 @@ class Graph:
             skipped: Paths of modules that are not run, because what they return is known (a
                 cached prefix).
         """
-        unrun = self._within(skipped)
+        unrun = self.within(skipped)
         ran = (node for i, node in enumerate(self.nodes) if i not in unrun)
         forward = sum(node.forward for node in ran)
-        wanted = {self.parameters[name]: 1 for name in trained if name in self.parameters}
-        backward = sum(flops for _, flops in self._gradients(wanted, detached, skipped))
+        wanted = {self.parameters[name] for name in trained if name in self.parameters}
+        backward = sum(self._gradients(wanted, detached, skipped))
         return StepCost(forward, backward)
 
-    def gradients(
-        self,
-        owners: Mapping[str, int],
-        *,
-        detached: Collection[str] = (),
-        skipped: Collection[str] = (),
-    ) -> dict[int, int]:
-        """FLOPs of the backward pass by who needs them.
-
-        Args:
-            owners: For each parameter, the owners that train it, as bits of a number.
-            detached: See `cost`.
-            skipped: See `cost`.
-
-        Returns:
-            FLOPs by owners (as bits): spent if any of those owners trains.
-        """
-        found: dict[int, int] = {}
-        wanted = {self.parameters[n]: bits for n, bits in owners.items() if n in self.parameters}
-        for bits, flops in self._gradients(wanted, detached, skipped):
-            found[bits] = found.get(bits, 0) + flops
-        return found
+    def within(self, paths: Iterable[str]) -> frozenset[int]:
+        """Positions of the operations that run in the modules with these paths."""
+        return frozenset(chain.from_iterable(self.modules[path].nodes for path in paths))
 
     def _gradients(
-        self, wanted: dict[int, int], detached: Collection[str], skipped: Collection[str]
-    ) -> Iterator[tuple[int, int]]:
-        """(owners, FLOPs) of each gradient that someone needs, as autograd decides it.
+        self, wanted: set[int], detached: Collection[str], skipped: Collection[str]
+    ) -> Iterator[int]:
+        """FLOPs of each gradient that is computed, as autograd decides it.
 
-        `wanted` maps values to the owners (bits) for whom a gradient must reach them; it grows.
+        `wanted` are the values that require a gradient; it grows.
         """
         cut = self._made_by(detached)
-        unrun = self._within(skipped)
+        unrun = self.within(skipped)
         reaching = _reaching(self.nodes, self.outputs, cut) if cut else self._reaching
         for i, node in enumerate(self.nodes):
-            if i in unrun:
-                continue
-            bits = 0
-            for value in node.inputs:
-                bits |= wanted.get(value, 0)
-            if not bits:
+            if i in unrun or wanted.isdisjoint(node.inputs):
                 continue
             live = [value for value in node.outputs if value not in cut]
-            for value in live:
-                wanted[value] = wanted.get(value, 0) | bits
+            wanted.update(live)
             if reaching.isdisjoint(live):
                 continue
-            if node.joint:
-                yield bits, node.joint
-            for value, flops in node.gradients:
-                if value in wanted:
-                    yield wanted[value], flops
-
-    def _within(self, paths: Iterable[str]) -> frozenset[int]:
-        return frozenset(chain.from_iterable(self.modules[path].nodes for path in paths))
+            yield node.joint
+            yield from (flops for value, flops in node.gradients if value in wanted)
 
     def _made_by(self, paths: Iterable[str]) -> frozenset[int]:
         return frozenset(chain.from_iterable(self.modules[path].outputs for path in paths))

@@ -28,6 +28,7 @@ class FlopMeter:
         spent: FLOPs so far.
         full: FLOPs that full fine-tuning would have spent on the same batches.
         batches: How many those are.
+        model: The model that trains.
         costs: Of the model.
         graph: Operations of the last of them.
         detached: Paths of modules whose output passes no gradient at present.
@@ -37,7 +38,7 @@ class FlopMeter:
     def __init__(self, model: nn.Module, reference: CostModel | None = None) -> None:
         self.costs = CostModel(model)
         self._reference = reference or self.costs
-        self._model = model
+        self.model = model
         self.spent = 0
         self.full = 0
         self.batches = 0
@@ -73,7 +74,12 @@ class FlopMeter:
 
     def renew(self) -> None:
         """Count by the model as it is now, after its modules have changed."""
-        self.costs = CostModel(self._model)
+        self.costs = CostModel(self.model)
+
+    def charge(self, *args: Any, **kwargs: Any) -> None:
+        """Count a forward pass of a copy of the model, which full fine-tuning would not run."""
+        graph = self.costs.graph(*args, **kwargs)
+        self.spent += self.costs.step(graph, Action(frozenset())).forward
 
     def close(self) -> None:
         """Stop counting."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,9 +55,8 @@ class Bypass:
 
     def __init__(self, model: nn.Module, branches: ResidualBranches) -> None:
         self.branches = branches
-        self._model = unwrapped(model)
         self._components: tuple[str, ...] = ()
-        self._handles: list[RemovableHandle] = []
+        self._detachment = Detachment(model)
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -74,22 +73,47 @@ class Bypass:
             InputError: A component is not one that can be bypassed; all stays as it was.
         """
         names = tuple(dict.fromkeys(components))
-        modules = self.branches.of(names)
+        self._detachment.set(self.branches.of(names))
+        self._components = names
+
+    def close(self) -> None:
+        """Bypass nothing."""
+        self._detachment.close()
+        self._components = ()
+
+
+class Detachment:
+    """Lets no gradient through what some modules of a model return, while it trains.
+
+    Args:
+        model: The model that trains, wrapped or not.
+
+    Attributes:
+        modules: Paths of the modules at present, in the model without its wrappers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.modules: tuple[str, ...] = ()
+        self._model = unwrapped(model)
+        self._handles: list[RemovableHandle] = []
+
+    def set(self, modules: Sequence[str]) -> None:
+        """Detach these modules and no others."""
         self.close()
         if modules:
             _have_compiled_code_look_at_hooks()
-        self._components = names
+        self.modules = tuple(modules)
         hook = _Detaching(self._model)
         self._handles = [
             self._model.get_submodule(path).register_forward_hook(hook) for path in modules
         ]
 
     def close(self) -> None:
-        """Bypass nothing."""
+        """Detach nothing."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
-        self._components = ()
+        self.modules = ()
 
 
 def is_bypassed(model: nn.Module) -> bool:

@@ -101,7 +101,9 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self._scheduler = _pace(kwargs["lr_scheduler"], self.spending, state.max_steps)
         optimizer = kwargs["optimizer"]
         probe = None if self.probe is None else self._probed
-        self.guide = Guide(model, optimizer, config, probe=probe, spending=self.spending)
+        self.guide = Guide(
+            model, optimizer, config, probe=probe, spending=self.spending, meter=self._meter
+        )
         if self._storage is not None:
             self.cache = self._cached(model, self._storage)
         name = type(self).__name__

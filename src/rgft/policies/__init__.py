@@ -61,7 +61,7 @@ POLICIES: dict[str, NamedPolicy] = {
     "proportional": NamedPolicy(proportional),
     "top": NamedPolicy(top_share, ("top", "floor"), freezes=True),
     "bottom": NamedPolicy(bottom_share, ("top", "floor"), freezes=True),
-    "purchase": NamedPolicy(bought, ("rate",), freezes=True, uses_costs=True),
+    "purchase": NamedPolicy(bought, ("rate", "rate_end"), freezes=True, uses_costs=True),
     "inverse": NamedPolicy(inverse, ("alpha",)),
     "uniform": NamedPolicy(uniform, uses_error=False, changes=False),
     "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False, freezes=True),

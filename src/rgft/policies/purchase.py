@@ -6,6 +6,11 @@ with the cost :math:`c` of `rgft.costs.ComponentCosts`: what a component needs f
 weight, as in a knapsack; what several need (input gradients above the deepest, the weight gradient
 of a parameter that heads share) is paid once. For each union of such shared work that some set
 needs, the rest is a knapsack problem; most unions are ruled out by their bound.
+
+Where frozen branches are bypassed, some work is due only if several components train together. A
+choice that is the best without that work, and can pay for it, is the best; else one component is
+decided both ways, which leaves less of such work on each side (branch and bound). In a chain it is
+the lowest: once it trains, the work of each layer above depends on that layer alone.
 """
 
 from __future__ import annotations
@@ -63,8 +68,45 @@ def purchase(
     [1, 2]
     """
     bought = frozenset(always)
+    worth = np.fromiter(values, dtype=np.float64)
     with np.errstate(all="ignore"):  # value per weight of what costs (next to) nothing
-        return _best(np.fromiter(values, dtype=np.float64), costs, allowance, bought)
+        return _searched(worth, costs, allowance, bought)
+
+
+def _searched(
+    values: Array, costs: ComponentCosts, allowance: float, always: frozenset[int]
+) -> frozenset[int]:
+    """Branch and bound over the components that other work depends on."""
+    worthless = frozenset(np.flatnonzero(values <= 0).tolist()) - always
+    best, most = always, 0.0
+    waiting = [(always, worthless)]
+    while waiting:
+        on, off = waiting.pop()
+        left = costs.given(on, off)
+        if left.cost(()) > allowance * (1 + TOLERANCE):
+            continue
+        open_values = values.copy()
+        open_values[list(on | off)] = 0.0
+        easy = ComponentCosts(left.components, left.forward, left.backward)
+        chosen = on | _best(open_values, easy, allowance, frozenset())
+        value = float(values[list(chosen - always)].sum())
+        if value <= most * (1 + TOLERANCE):
+            continue
+        if left.cost(chosen) <= allowance * (1 + TOLERANCE):
+            best, most = chosen, value
+            continue
+        decided = _most_in_the_way(left)
+        waiting += [(on, off | {decided}), (on | {decided}, off)]
+    return best
+
+
+def _most_in_the_way(costs: ComponentCosts) -> int:
+    """The component that the most work waits for together with others; the first of equals."""
+    count = np.zeros(costs.components, dtype=np.int64)
+    for condition in costs.jointly:
+        owners = condition.owners() & ~condition.alone
+        count += [owners >> i & 1 for i in range(costs.components)]
+    return int(count.argmax())
 
 
 def _best(

@@ -41,12 +41,20 @@ def top_share(situation: Situation, top: float, floor: float) -> Tensor:
     return keep(situation, by_error(situation.error), top, floor)
 
 
-def bought(situation: Situation, rate: float) -> Tensor:
-    """The components with the largest sum of E that a step of cost `rate` can train, exactly.
+def bought(situation: Situation, rate: float, rate_end: float | None) -> Tensor:
+    """The components with the largest sum of E that a step of some cost can train, exactly.
 
     All are affordable while the map is 0. See `rgft.policies.purchase`.
+
+    Args:
+        situation: Where it is decided.
+        rate: What a step may cost at the start of the run, as a share of a full one.
+        rate_end: The same at its end, linear in the progress between; None for `rate`.
     """
     assert situation.costs is not None  # see Policy.uses_costs
+    if rate_end is not None:
+        assert situation.progress is not None
+        rate += situation.progress * (rate_end - rate)
     values = torch.where(situation.never, 0.0, situation.error)
     always = torch.nonzero(situation.always).flatten().tolist()
     if float(values.max()) <= 0:

@@ -25,6 +25,8 @@ class Situation:
         total_steps: Optimizer steps of the whole run, where known.
         generator: Source of randomness; part of the checkpoint.
         costs: Costs of a step by component, relative to a full one, where spending is counted.
+        progress: Share of the budget that is spent (of its present stage, if it has stages), in
+            [0, 1], where spending is counted.
     """
 
     error: Tensor
@@ -35,6 +37,7 @@ class Situation:
     total_steps: int | None
     generator: torch.Generator
     costs: ComponentCosts | None = None
+    progress: float | None = None
 
     @property
     def depth(self) -> Tensor:

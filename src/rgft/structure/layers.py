@@ -26,6 +26,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
         model = inner
 
 
+def wrapper_prefix(model: nn.Module) -> str:
+    """What wrappers put before the names of the model's own parameters and modules."""
+    core = unwrapped(model)
+    path = next(name for name, module in model.named_modules() if module is core)
+    return f"{path}." if path else ""
+
+
 def plain(module: nn.Module) -> nn.Module:
     """The module that a PEFT tuner layer wraps, or the module itself."""
     for name in ("base_layer", "original_module"):

@@ -1,0 +1,61 @@
+"""Settings that do not go together: refused before anything is done."""
+
+from __future__ import annotations
+
+from rgft.config import Config
+from rgft.errors import InputError
+from rgft.policies import Policy
+from rgft.signals import Signal
+
+LAG_REFUSAL = "lag=False cannot freeze (backward has already run); use lag=True"
+
+
+def check_together(
+    config: Config, policy: Policy, signal: Signal, *, probed: bool, counted: bool
+) -> None:
+    """Refuse what lacks something that it needs.
+
+    Args:
+        config: The settings.
+        policy: The one that they name.
+        signal: The one that they name.
+        probed: Whether there is a probe.
+        counted: Whether spending is counted.
+
+    Raises:
+        InputError: Something is missing, or has no effect.
+    """
+    _check_signal(config, signal)
+    if signal.source == "samples" and not probed:
+        raise InputError(
+            f"the signal {config.signal!r} needs per-sample losses: give Guide(..., probe=...)"
+        )
+    if policy.uses_costs and not counted:
+        raise InputError(
+            f"the policy {config.policy!r} needs to know what steps cost: give "
+            "Guide(..., spending=...), or --budget to rgft train"
+        )
+    if (policy.freezes or config.frozen_below) and not config.lag:
+        raise InputError(LAG_REFUSAL)
+    if signal.source != "gradient" and not config.lag:
+        raise InputError(
+            f"lag=False needs a signal known before the step, {config.signal!r} is not; "
+            "use lag=True or a gradient signal such as 'grad-norm'"
+        )
+    if config.bypass and not policy.freezes:
+        raise InputError(
+            "bypass=True has no effect, since the policy freezes nothing; drop it, or choose one "
+            "that freezes, such as 'top' (a Policy of your own says so by freezes=True)"
+        )
+
+
+def _check_signal(config: Config, signal: Signal) -> None:
+    """Refuse settings that the signal does not look at."""
+    fields = Config.__dataclass_fields__
+    unused = {
+        "p": config.signal != "grad-norm",
+        "probe_samples": signal.source != "samples",
+    }
+    for name, idle in unused.items():
+        if idle and getattr(config, name) != fields[name].default:
+            raise InputError(f"{name} has no effect on the signal {config.signal!r}; drop it")
