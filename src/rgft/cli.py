@@ -282,7 +282,7 @@ def summary(record: dict[str, Any]) -> Table:
     table.add_row(
         "seconds of training", f"{seconds['train']:.1f}, of which {share:.1%} in the method"
     )
-    if (layers := record["layers"])["kept"] < layers["of"]:
+    if (layers := record.get("layers")) and layers["kept"] < layers["of"]:
         table.add_row("layers kept", f"{layers['kept']} of {layers['of']}")
     peak = record["peak_memory_bytes"]
     table.add_row("peak memory", "not known" if peak is None else f"{peak / 2**30:.2f} GiB")
