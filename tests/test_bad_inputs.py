@@ -139,6 +139,8 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "bypass is a word": (["--set", "bypass=yes"], "bypass is 'yes'; allowed: true or false"),
     "frozen below the head": (["--set", "frozen_below=-1"], "frozen_below is -1"),
     "max length": (["--max-length", "1"], "max_length is 1"),
+    "no training rows": (["--max-train-rows", "0"], "max_train_rows is 0; allowed"),
+    "all training rows": (["--max-train-rows", "6"], "but there are 6 training rows"),
     "evaluations": (["--evaluations", "0"], "evaluations is 0"),
     "granularity with a typo": (["--granularity", "layr"], "layr"),
     "granularity is no expression": (["--granularity", "layer("], "layer("),

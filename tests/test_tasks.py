@@ -25,7 +25,7 @@ from rgft.metrics import METRICS
 from rgft.tasks import TASKS, TaskData, load_folder, load_task, reviews
 from rgft.tasks.archive import read_members
 from rgft.tasks.hub import HUB_TASKS, load_hub_task
-from rgft.tasks.splitting import carve_validation
+from rgft.tasks.splitting import carve_validation, fewer_train_rows
 from rgft.tasks.tables import SUFFIXES
 
 Rows = Sequence[Mapping[str, object]]
@@ -207,6 +207,19 @@ def test_carving_keeps_texts_together_and_classes_alive(rows: list[tuple[str, in
         )
     else:
         assert not any(taken)
+
+
+def test_fewer_training_rows_do_not_depend_on_the_order(tmp_path: Path) -> None:
+    shuffled = random.Random(0).sample(ROWS, len(ROWS))
+    kept = []
+    for name, rows in (("a", ROWS), ("b", shuffled)):
+        write(tmp_path / name / "train.jsonl", rows)
+        whole = load_folder(tmp_path / name)
+        fewer = fewer_train_rows(whole, 7)
+        assert columns(fewer.splits["validation"]) == columns(whole.splits["validation"])
+        assert set(fewer.splits["train"]["text"]) <= set(whole.splits["train"]["text"])
+        kept.append(sorted(fewer.splits["train"]["text"]))
+    assert kept[0] == kept[1] and len(kept[0]) == 7
 
 
 def test_columns_that_restate_the_label_are_no_text(tmp_path: Path) -> None:

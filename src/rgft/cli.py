@@ -82,6 +82,11 @@ def app() -> None:
 )
 @click.option("--max-length", type=int, help="Tokens a text is cut at.  [128]")
 @click.option(
+    "--max-train-rows",
+    type=int,
+    help="Train on so many rows, the same for every seed; budgets are shares of that.  [all]",
+)
+@click.option(
     "--granularity",
     help="layer, block, head, lora, parameter or a regular expression.  [the method's]",
 )

@@ -45,6 +45,7 @@ from rgft.spending import Spending, parse_budget
 from rgft.structure.cutting import can_cut, count_layers, keep_layers
 from rgft.survey import Survey
 from rgft.tasks import TaskData, load_folder, load_task
+from rgft.tasks.splitting import fewer_train_rows
 from rgft.visits import VisitSampler
 
 BUCKET = 16  # batches whose texts are sorted by length among each other
@@ -103,7 +104,14 @@ class Prepared:
 
 
 def load_data(spec: RunSpec) -> TaskData:
-    """The task or the user's own data."""
+    """The task or the user's own data, with as many training rows as were asked for."""
+    task = _load_data(spec)
+    rows = spec.max_train_rows
+    return task if rows is None else fewer_train_rows(task, rows)
+
+
+def _load_data(spec: RunSpec) -> TaskData:
+    """The task or the user's own data, whole."""
     folder = None if spec.data is None else Path(spec.data)
     if spec.task is not None:
         if spec.text_columns or spec.label_column:

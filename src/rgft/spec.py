@@ -24,6 +24,7 @@ RULES: dict[str, Rule] = {
     "batch_size": optional(whole(1)),
     "adam_beta2": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
     "max_length": whole(4),
+    "max_train_rows": optional(whole(1)),
     "evaluations": whole(1),
     "keep_layers": optional(whole(1)),
     "skip": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
@@ -53,6 +54,8 @@ class RunSpec:
         adam_beta2: Smoothing of squared gradients in AdamW; None for the method's own (0.999
             without a budget).
         max_length: Tokens a text is cut at.
+        max_train_rows: Most rows of the training split that are used; None for all. Which ones does
+            not depend on the seed.
         granularity: How components are cut; None for the method's own.
         settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
         evaluations: Evaluations of the validation split, and checkpoints, per epoch (about).
@@ -82,6 +85,7 @@ class RunSpec:
     batch_size: int | None = None
     adam_beta2: float | None = None
     max_length: int = 128
+    max_train_rows: int | None = None
     granularity: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluations: int = 4

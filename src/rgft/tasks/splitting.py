@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import datasets
 
 from rgft.errors import InputError
-from rgft.tasks.task import split_in_memory
+from rgft.tasks.task import TaskData, split_in_memory
 
 VALIDATION_SHARE = 0.1
 _LOG = logging.getLogger(__name__)
@@ -26,6 +27,24 @@ def unit_hash(*texts: str) -> float:
     # lengths keep ("ab", "c") apart from ("a", "bc")
     key = "".join(f"{len(text)}:{text}" for text in texts).encode()
     return (int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 11) / (1 << 53)
+
+
+def fewer_train_rows(task: TaskData, count: int) -> TaskData:
+    """The task with `count` of its training rows: those whose texts hash lowest, in their order.
+
+    Raises:
+        InputError: There are no more than `count`.
+    """
+    rows = task.splits["train"]
+    if count >= len(rows):
+        raise InputError(
+            f"max_train_rows is {count}, but there are {len(rows)} training rows; give fewer, or "
+            "drop it"
+        )
+    texts = zip(*(rows[name] for name in task.text_columns), strict=True)
+    lowest = sorted((unit_hash(*key), row) for row, key in enumerate(texts))[:count]
+    kept = rows.select(sorted(row for _, row in lowest))
+    return replace(task, splits={**task.splits, "train": kept})
 
 
 def carve_validation(
