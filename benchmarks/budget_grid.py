@@ -37,10 +37,10 @@ ARMS: dict[str, tuple[str, ...]] = {
     "rgft": ("--method", "rgft"),
 }
 RATES = {  # the first is where to start; None for the method's own
-    "full": (1e-4, 5e-5, 2e-4),
-    "full-small": (1e-4, 5e-5, 2e-4),
-    "full-small-tuned": (1e-4, 5e-5, 2e-4),
-    "full-small-cut": (1e-4, 5e-5, 2e-4),
+    "full": (1e-4, 2e-4, 5e-5),
+    "full-small": (1e-4, 2e-4, 5e-5),
+    "full-small-tuned": (1e-4, 2e-4, 5e-5),
+    "full-small-cut": (1e-4, 2e-4, 5e-5),
     "lora": (2e-3, 1e-3, 4e-3),
     "suffix": (4e-4, 2e-4, 8e-4),
     "random": (2e-4, 1e-4, 4e-4),
@@ -58,12 +58,15 @@ class Cell(NamedTuple):
     budget: float
     rate: float | None
     seed: int
+    rows: int | None = None  # of the training split; None for all
 
 
 def command(cell: Cell, folder: str) -> list[str]:
     """What runs a cell; a budget of 1 is none."""
     parts = [sys.executable, "-m", "rgft.cli", "train", "--task", cell.task, *ARMS[cell.arm]]
     parts += ["--seed", str(cell.seed), "--evaluations", "1", "--precision", "bfloat16"]
+    if cell.rows is not None:
+        parts += ["--max-train-rows", str(cell.rows)]
     if cell.budget < 1:
         parts += ["--budget", str(cell.budget)]
     if cell.rate is not None:
@@ -98,22 +101,24 @@ def run(cell: Cell, records: Path) -> None:
 
 def table(done: dict[Cell, dict[str, Any]]) -> str:
     """Markdown: for each task the arms by budget, each at the rate that is best on validation."""
-    groups: dict[tuple[str, float, str], dict[float | None, list[dict[str, Any]]]] = {}
+    groups: dict[tuple[str, int, float, str], dict[float | None, list[dict[str, Any]]]] = {}
     for cell, record in done.items():
-        rates = groups.setdefault((cell.task, cell.budget, cell.arm), {})
+        rates = groups.setdefault((cell.task, cell.rows or 0, cell.budget, cell.arm), {})
         rates.setdefault(cell.rate, []).append(record)
     lines = [
-        "| task | budget | arm | rate | seeds | validation | test | FLOPs, share of full |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | rows | budget | arm | rate | seeds | validation | test | FLOPs, share of full |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     order = list(ARMS)
-    for task, budget, arm in sorted(groups, key=lambda k: (k[0], -k[1], order.index(k[2]))):
-        rate, runs = max(groups[task, budget, arm].items(), key=lambda item: _mean(item[1]))
+    for key in sorted(groups, key=lambda k: (k[0], k[1], -k[2], order.index(k[3]))):
+        (task, rows, budget, arm), rates = key, groups[key]
+        rate, runs = max(rates.items(), key=lambda item: _mean(item[1]))
         scores = " | ".join(_shown(runs, split) for split in ("validation", "test"))
         share = statistics.mean(run["flops"]["share"] for run in runs)
         shown = "own" if rate is None else f"{rate:g}"
         lines.append(
-            f"| {task} | {budget:g} | `{arm}` | {shown} | {len(runs)} | {scores} | {share:.3f} |"
+            f"| {task} | {rows or 'all'} | {budget:g} | `{arm}` | {shown} | {len(runs)} | {scores} "
+            f"| {share:.3f} |"
         )
     return "\n".join(lines)
 
@@ -142,12 +147,13 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--budgets", nargs="+", type=float, default=[0.1, 0.2, 0.3, 0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--rows", type=int, help="training rows of each task; all by default")
     parser.add_argument("--rates", type=int, default=1, help="how many of each arm's rates")
     parser.add_argument("--workers", type=int, default=2)
     given = parser.parse_args()
     done = read(given.records)
     cells = [
-        Cell(task, arm, budget, rate, seed)
+        Cell(task, arm, budget, rate, seed, given.rows)
         for seed in given.seeds
         for budget in given.budgets
         for arm in given.arms
