@@ -60,7 +60,8 @@ def test_folder_is_complete(finished: Path) -> None:
     assert record["status"] == "finished"
     assert record["metrics"].keys() == {"validation", "test"}
     assert record["flops"].keys() == {"spent", "full", "share"}
-    assert record["seconds"].keys() >= {"train", "overhead"}
+    assert record["seconds"].keys() >= {"train", "processor", "overhead"}
+    assert record["seconds"]["processor"] > 0
     assert 0 < record["seconds"]["overhead"] < record["seconds"]["train"]
     assert record["parameters"]["updated_per_step"]["mean"] == record["parameters"]["total"]
     left = {path.name for path in finished.iterdir()}

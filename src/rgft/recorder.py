@@ -56,6 +56,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         self._guidance = guidance
         self.totals: Totals = {
             "train": 0.0,
+            "processor": 0.0,
             "overhead": 0.0,
             "evaluate": 0.0,
             "updated": [0, 0, 0],
@@ -65,7 +66,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.train_loss: list[dict[str, Any]] = []
         self._loss: Tensor | float = 0.0
         self._losses = 0
-        self._started = 0.0
+        self._started = self._processor = 0.0
         self._guided = 0.0
 
     def on_train_begin(
@@ -97,7 +98,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.totals["updated"] = [total + updated, least, max(most, updated)]
         self.totals["steps"] += 1
         self._guided = guide.seconds
-        self._started = time.perf_counter()
+        self._started, self._processor = time.perf_counter(), time.process_time()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -106,6 +107,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         del args, state, control, kwargs
         assert self._guidance.guide is not None
         self.totals["train"] += time.perf_counter() - self._started
+        self.totals["processor"] += time.process_time() - self._processor
         self.totals["overhead"] += self._guidance.guide.seconds - self._guided
 
     def on_log(

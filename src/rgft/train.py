@@ -43,6 +43,7 @@ from rgft.storage import storage_problem
 EVALUATION_BATCH = 64
 WARMUP_SHARE = 0.06  # of all steps; RoBERTa's setting for GLUE (Liu et al. 2019)
 WEIGHT_DECAY = 0.01
+TIMES = ("train", "processor", "overhead", "evaluate")
 
 __all__ = ["RunSpec", "command", "run"]
 
@@ -264,7 +265,7 @@ def _outcome(
             "share": prepared.meter.spent / full,
         },
         "seconds": {
-            **{key: recorder.totals[key] for key in ("train", "overhead", "evaluate")},
+            **{key: recorder.totals[key] for key in TIMES},
             "prepare": prepared.seconds,
         },
         "visits": int(prepared.sampling.ledger.visits.sum()),
