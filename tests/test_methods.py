@@ -58,7 +58,7 @@ def start(method: str, **changes: Any) -> tuple[nn.Module, torch.optim.Optimizer
 
 
 def with_probe(guide: Guide) -> Guide:
-    assert guide._measuring.signal.source != "samples", "give the table's runs a probe"
+    assert guide._scoring.signal.source != "samples", "give the table's runs a probe"
     return guide
 
 

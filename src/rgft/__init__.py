@@ -19,7 +19,6 @@ from rgft.execution.agreement import Agreement as Agreement
 from rgft.execution.agreement import gradient_agreement as gradient_agreement
 from rgft.execution.bypass import Bypass as Bypass
 from rgft.guide import Guide as Guide
-from rgft.guide import Probe as Probe
 from rgft.methods import METHODS as METHODS
 from rgft.methods import Method as Method
 from rgft.methods import find_method as find_method
@@ -28,6 +27,7 @@ from rgft.policies import POLICIES as POLICIES
 from rgft.policies import Policy as Policy
 from rgft.policies import Situation as Situation
 from rgft.residuals import Ledger as Ledger
+from rgft.scoring import Probe as Probe
 from rgft.signals import SIGNALS as SIGNALS
 from rgft.signals import Signal as Signal
 from rgft.signals import Statistics as Statistics

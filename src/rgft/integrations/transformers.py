@@ -24,7 +24,8 @@ from rgft.costs import FlopMeter
 from rgft.errors import InputError
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
-from rgft.guide import Guide, Probe
+from rgft.guide import Guide
+from rgft.scoring import Probe
 from rgft.spending import Spending, parse_budget
 from rgft.stages import Yardstick
 

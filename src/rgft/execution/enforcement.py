@@ -1,0 +1,85 @@
+"""Putting a plan in force: what has a gradient, and at which learning rate it steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rgft.execution.binding import Binding
+from rgft.execution.freezing import apply_freezing, drop_gradients
+from rgft.execution.learning_rates import VirtualGroups
+from rgft.execution.plan_bypass import PlanBypass
+from rgft.execution.slices import SliceUpdates
+from rgft.plan import Plan
+
+
+class Enforcement:
+    """Carries out one plan at a time.
+
+    Args:
+        binding: What of the model can be adapted.
+        plan: The first plan.
+        never: Components that no plan trains, bool `[K]`.
+        bypass: Takes gradients around what plans freeze; None if that is not wanted.
+
+    Attributes:
+        plan: The plan in force.
+        bypass: As given.
+    """
+
+    def __init__(
+        self, binding: Binding, plan: Plan, never: Tensor, bypass: PlanBypass | None
+    ) -> None:
+        self.bypass = bypass
+        self._parameters = tuple(binding.parameters.values())
+        self._scales_of = binding.scales_of
+        self._revivable = frozenset(p.parameter for p in binding.pieces if not never[p.component])
+        self._groups, self._slices = VirtualGroups(), SliceUpdates(binding)
+        self.adopt(plan)
+
+    def adopt(self, plan: Plan) -> None:
+        """Make `plan` the plan; a parameter with several slices steps at their largest rate."""
+        self.plan = plan
+        self._scale = {p: max(self._scales_of(p, plan.lr_scale)) for p in self._parameters}
+        self._slices.adopt(plan.lr_scale)
+
+    def apply(self, *, probing: bool) -> None:
+        """Put the plan in force for the next forward pass.
+
+        Args:
+            probing: Whether frozen components have a gradient too, to be scored and then dropped.
+        """
+        apply_freezing(self._scale, self._revivable if probing else frozenset())
+        if self.bypass is not None:
+            self.bypass.follow(self.plan, lifted=probing)
+
+    def lift(self) -> None:
+        """Let everything have a gradient, frozen for good or not, until the next `apply`."""
+        if self.bypass is not None:
+            self.bypass.follow(self.plan, lifted=True)
+        self._require_gradients()
+
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Swap in the learning rates of the plan."""
+        drop_gradients(self._scale)
+        self._slices.enter(optimizer)
+        self._groups.enter(optimizer, self._scale)
+
+    def after_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the optimizer its own groups back."""
+        self._groups.leave(optimizer)
+        self._slices.leave(optimizer)
+
+    def abandon_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give the optimizer its own groups back after a step that raised an error half-way."""
+        self._groups.abandon(optimizer)
+
+    def end(self) -> None:
+        """Carry out nothing any more."""
+        self._require_gradients()
+        if self.bypass is not None:
+            self.bypass.close()
+
+    def _require_gradients(self) -> None:
+        for parameter in self._parameters:
+            parameter.requires_grad_(True)

@@ -1,0 +1,92 @@
+"""Looking at what an optimizer is about to do, and at what it has done, once a step."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from rgft.errors import InputError
+
+# `before(optimizer, inverse_scale, valid)`: what gradients still have to be multiplied by, and
+# whether they are finite, on the device, for a fused optimizer under gradient scaling; else None
+Before = Callable[[torch.optim.Optimizer, Tensor | None, Tensor | None], None]
+After = Callable[[torch.optim.Optimizer], None]
+
+
+def watch_steps(
+    optimizer: torch.optim.Optimizer, before: Before, after: After
+) -> list[RemovableHandle]:
+    """Call `before` and `after` around each step, until the handles are removed.
+
+    `optimizer.step()` raises an `InputError` if it is given a closure.
+    """
+    watch = _StepWatch(before, after)
+    return [
+        optimizer.register_step_pre_hook(watch.before_step),
+        optimizer.register_step_post_hook(watch.after_step),
+    ]
+
+
+class _StepWatch:
+    """Sees to it that a step counts once.
+
+    An optimizer class whose step calls its parent's runs the hooks of both, one in the other.
+    """
+
+    def __init__(self, before: Before, after: After) -> None:
+        self._before, self._after = before, after
+        self._stepping: FrameType | None = None
+        self._nested = 0
+
+    def before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        if self._stepping is not None and _running(self._stepping):
+            self._nested += 1
+            return
+        self._stepping, self._nested = sys._getframe(1), 0
+        given = [*args, *kwargs.values()]
+        if any(callable(a) and a is not optimizer for a in given):
+            raise InputError(
+                "optimizer.step(closure) computes gradients after the guide has looked; "
+                "call loss.backward() first and optimizer.step() without a closure"
+            )
+        scale = getattr(optimizer, "grad_scale", None)
+        found_inf = getattr(optimizer, "found_inf", None)
+        self._before(
+            optimizer,
+            None if scale is None else scale.reciprocal(),
+            None if found_inf is None else found_inf == 0,
+        )
+
+    def after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        del args, kwargs
+        if self._nested:
+            self._nested -= 1
+            return
+        self._stepping = None
+        self._after(optimizer)
+
+
+def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """The optimizer inside a wrapper such as Accelerate's, whose hooks would never be called.
+
+    Raises:
+        InputError: It is none.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise InputError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
+    return inner
+
+
+def _running(frame: FrameType) -> bool:
+    """Whether `frame` is among the callers (it is not, if an error ended it)."""
+    caller: FrameType | None = sys._getframe(1)
+    while caller is not None and caller is not frame:
+        caller = caller.f_back
+    return caller is not None

@@ -1,0 +1,53 @@
+"""Whether a guide can go on from the saved state of another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rgft.components import Component
+from rgft.config import Config
+from rgft.errors import InputError
+
+BY_COMPONENT = ("lr_scale", "raw", "switched")  # parts with one value a component
+
+
+def decisive_settings(config: Config) -> str:
+    """What the map and the plan mean nothing without."""
+    c = config
+    policy, signal = (x if isinstance(x, str) else "custom" for x in (c.policy, c.signal))
+    return (
+        f"signal={signal} p={c.p:g} beta={c.beta:g} bias_correction={c.bias_correction} "
+        f"policy={policy}"
+    )
+
+
+def check_state(state: Mapping[str, Any], components: Sequence[Component], config: Config) -> None:
+    """Refuse the state of a guide that had other components or settings.
+
+    Args:
+        state: From `Guide.state_dict`.
+        components: Of the guide that is to go on from it.
+        config: Its settings.
+
+    Raises:
+        InputError: The state is of another model, granularity or settings, or is damaged.
+    """
+    names = [c.name for c in components]
+    if list(state.get("components", ())) != names:
+        raise InputError(
+            f"this state has {len(state.get('components', ()))} components, the guide has "
+            f"{len(names)} or others; load it with the model and granularity it was saved with"
+        )
+    settings = decisive_settings(config)
+    if state["settings"] != settings:
+        raise InputError(
+            f"this state was saved with {state['settings']}, the guide has "
+            f"{settings}; load it with the settings it was saved with"
+        )
+    for part in BY_COMPONENT:
+        if len(state[part]) != len(names):
+            raise InputError(
+                f"{part} of this state has {len(state[part])} values for {len(names)} "
+                "components: it is damaged; load another"
+            )
