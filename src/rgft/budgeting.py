@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import takewhile
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,11 @@ from rgft.components import partition
 from rgft.config import Config
 from rgft.costs import Action, CostModel, FlopMeter, component_costs
 from rgft.errors import InputError
+from rgft.methods import Recipe, Surveyed
+from rgft.opening import frozen_share, opened_below
+from rgft.spending import Spending
 from rgft.stages import Yardstick
+from rgft.structure.cutting import can_cut, keep_layers
 from rgft.survey import Survey, survey
 from rgft.tasks import TaskData
 
@@ -91,6 +96,59 @@ def charged_survey(
     affordable = takewhile(lambda _: meter.spent - start < allowance, batches)
     with meter.charging():
         return survey(model, affordable)
+
+
+def typical_batch(
+    examples: Sequence[Example], collate: Collator, batch_size: int, device: torch.device
+) -> dict[str, Tensor]:
+    """A batch whose texts are as long as those of `examples` are on average."""
+    lengths = [len(example["input_ids"]) for example in examples]
+    tokens = round(sum(lengths) / len(lengths))
+    longest = examples[lengths.index(max(lengths))]
+    example = {k: v[:tokens] if isinstance(v, list) else v for k, v in longest.items()}
+    return {k: v.to(device) for k, v in collate([example] * batch_size).items()}
+
+
+class Start(NamedTuple):
+    """What a run begins with once the model has been surveyed.
+
+    Attributes:
+        survey: What the layers know of the labels.
+        frozen_below: Depth of the first component that trains.
+        recipe: Learning rate and batches.
+    """
+
+    survey: Survey
+    frozen_below: int
+    recipe: Recipe
+
+
+def surveyed_start(  # noqa: PLR0913 - what the choice is made from
+    spending: Spending,
+    config: Config,
+    recipes: Surveyed,
+    examples: Sequence[Example],
+    collate: Collator,
+    *,
+    seed: int,
+    cut: bool,
+) -> Start:
+    """Survey the model, drop its last layers if `cut`, and choose how deep training reaches."""
+    meter, model = spending.meter, spending.meter.model
+    device = next(model.parameters()).device
+    batches = survey_batches(examples, collate, device, seed)
+    surveyed = charged_survey(model, meter, batches, SURVEY_SHARE * spending.flops_limit)
+    if cut and can_cut(model):
+        keep_layers(model, surveyed.layers())
+        meter.renew()
+    if not surveyed.known():
+        return Start(surveyed, surveyed.frozen_below(), recipes.deep)
+    depth = surveyed.frozen_below()
+    if spending.budget.share is not None:  # what a time buys is not known
+        batch = typical_batch(examples, collate, recipes.shallow.batch_size, device)
+        limit = (spending.flops_limit - meter.spent) / len(examples)
+        depth = opened_below(surveyed, meter, config, batch, limit=limit)
+    return Start(surveyed, depth, recipes.known(frozen_share(model, depth)))
 
 
 def step_share(

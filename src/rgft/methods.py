@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rgft.config import Config
 from rgft.errors import unknown
@@ -31,12 +31,27 @@ class Surveyed:
     """Recipes by what a survey finds (see `rgft.survey`).
 
     Attributes:
-        shallow: The labels are known somewhere: what lies below stays frozen.
-        deep: They are known nowhere: every layer trains.
+        shallow: The labels are known, and the last layer alone trains.
+        wide: The labels are known, and every layer trains, since the budget pays for it.
+        deep: The labels are known nowhere.
     """
 
     shallow: Recipe
+    wide: Recipe
     deep: Recipe
+
+    def known(self, frozen: float) -> Recipe:
+        """The recipe where the labels are known and this share of the layers stays frozen.
+
+        The learning rate is between those of `wide` and `shallow`, in proportion of logarithms.
+
+        >>> recipes = Surveyed(Recipe(4e-4, 16), Recipe(1e-4, 16), Recipe(7e-5, 8))
+        >>> round(recipes.known(0.5).lr, 6)
+        0.0002
+        """
+        rate = self.wide.lr ** (1 - frozen) * self.shallow.lr**frozen
+        nearer = self.shallow if frozen >= 0.5 else self.wide
+        return replace(nearer, lr=rate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +77,9 @@ METHODS: dict[str, Method] = {
     "rgft": Method(
         "all components train; learning rate x (1 + alpha E/max E)",
         Config(policy="normalized-max"),
-        surveyed=Surveyed(shallow=Recipe(3e-4, 16), deep=Recipe(7e-5, 8, 0.98)),
+        surveyed=Surveyed(
+            shallow=Recipe(3e-4, 16), wide=Recipe(1.5e-4, 16), deep=Recipe(7e-5, 8, 0.98)
+        ),
     ),
     "rgft-rank": Method(
         "all components train; learning rate grows with the rank of E", Config(policy="rank")

@@ -19,12 +19,10 @@ from transformers import set_seed
 from rgft.batches import Collator, Example, tokenize
 from rgft.budgeting import (
     STANDARD_BATCH,
-    SURVEY_SHARE,
     batch_shapes,
-    charged_survey,
     full_fine_tuning_flops,
     step_share,
-    survey_batches,
+    surveyed_start,
     task_yardstick,
 )
 from rgft.config import Config
@@ -34,6 +32,7 @@ from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
 from rgft.methods import Method, Recipe, find_method
 from rgft.models import load_classifier, load_tokenizer
+from rgft.opening import frozen_share
 from rgft.policies import find_policy
 from rgft.progress import waiting
 from rgft.residuals import Ledger
@@ -42,7 +41,7 @@ from rgft.sampling import class_weights
 from rgft.settings import method_config
 from rgft.spec import RunSpec
 from rgft.spending import Spending, parse_budget
-from rgft.structure.cutting import can_cut, count_layers, keep_layers
+from rgft.structure.cutting import count_layers, keep_layers
 from rgft.survey import Survey
 from rgft.tasks import TaskData, load_folder, load_task
 from rgft.tasks.splitting import fewer_train_rows
@@ -152,22 +151,24 @@ def prepare(spec: RunSpec) -> Prepared:
         spec, task, meter=meter, costs=reference, rows=examples["train"], collate=collate
     )
     _check_guidance(model, config, spending)
-    surveyed = None
-    if spending is not None and method.surveyed is not None and config.frozen_below == 0:
+    surveyed, recipe = None, Recipe(method.lr, STANDARD_BATCH)
+    recipes = None if spending is None else method.surveyed
+    if recipes is not None and config.frozen_below:
+        recipe = recipes.known(frozen_share(model, config.frozen_below))
+    elif recipes is not None and spending is not None:
         with waiting("surveying the model"):
-            device = next(model.parameters()).device
-            batches = survey_batches(examples["train"], collate, device, spec.seed)
-            allowance = SURVEY_SHARE * spending.flops_limit
-            surveyed = charged_survey(model, meter, batches, allowance)
-        config = replace(config, frozen_below=surveyed.frozen_below())
-        if spec.keep_layers is None and can_cut(model):
-            keep_layers(model, surveyed.layers())
-            meter.renew()
+            start = surveyed_start(
+                spending,
+                config,
+                recipes,
+                examples["train"],
+                collate,
+                seed=spec.seed,
+                cut=spec.keep_layers is None,
+            )
+        surveyed, recipe = start.survey, start.recipe
+        config = replace(config, frozen_below=start.frozen_below)
     seconds = time.perf_counter() - started
-    recipe = Recipe(method.lr, STANDARD_BATCH)
-    if spending is not None and method.surveyed is not None:
-        shallow = config.frozen_below > 1
-        recipe = method.surveyed.shallow if shallow else method.surveyed.deep
     lr = recipe.lr if spec.lr is None else spec.lr
     batch_size = spec.batch_size or recipe.batch_size
     ledger = Ledger(len(examples["train"]))

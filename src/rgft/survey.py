@@ -45,6 +45,10 @@ class Survey:
     explained: tuple[float, ...]
     samples: int
 
+    def known(self, something: float = SOMETHING) -> bool:
+        """Whether some layer explains at least `something` of the labels' variance."""
+        return max(self.explained) >= something
+
     def frozen_below(self, enough: float = ENOUGH, something: float = SOMETHING) -> int:
         """Depth of the first component that should train.
 
@@ -56,9 +60,9 @@ class Survey:
         >>> Survey((1, 2, 3), (0.01, 0.03, 0.02), 1000).frozen_below()
         1
         """
-        best = max(self.explained)
-        if best < something:
+        if not self.known(something):
             return min(self.depths)
+        best = max(self.explained)
         known = [d for d, r in zip(self.depths, self.explained, strict=True) if r >= enough * best]
         return min(min(known) + 1, max(self.depths))
 
@@ -79,7 +83,7 @@ class Survey:
         best = max(self.explained)
         if best <= noise:
             return len(self.explained)
-        after = 1 if best >= something else 2
+        after = 1 if self.known(something) else 2
         return min(self.explained.index(best) + 1 + after, len(self.explained))
 
 

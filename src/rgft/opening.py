@@ -1,0 +1,98 @@
+r"""How deep training reaches: as deep as the budget pays for, where depth is not needed.
+
+A survey says above which depth training is enough. What is left of a budget then buys visits, and
+visits beyond a few for each sample buy little: the model learns its training data by heart. Such a
+budget is better spent on deeper layers. With :math:`f_d` the FLOPs of a sample's first visit when
+everything from depth d on trains, and :math:`a_d` those of a later one, whose frozen layers need
+not run again, a budget of C buys
+
+.. math:: n_d = \begin{cases} C / (N f_d) & C \le N f_d \\
+    1 + (C - N f_d) / (N a_d) & \text{else} \end{cases}
+
+passes over N samples. The smallest d with :math:`n_d` at least `PASSES` is chosen, and at most the
+depth that the survey names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from rgft.components import partition
+from rgft.config import Config
+from rgft.costs import Action, FlopMeter
+from rgft.structure.architecture import outline
+from rgft.survey import Survey
+
+PASSES = 1.5  # what is left of a budget after so many passes over the data goes into depth
+
+
+def opened_below(  # noqa: PLR0913 - all but one are what the rule is about
+    surveyed: Survey,
+    meter: FlopMeter,
+    config: Config,
+    batch: Mapping[str, Tensor],
+    *,
+    limit: float,
+    passes: float = PASSES,
+) -> int:
+    """Depth of the first component that should train.
+
+    Args:
+        surveyed: What the layers know of the labels.
+        meter: Of the model that trains.
+        config: Settings of the guide.
+        batch: A typical one.
+        limit: FLOPs that may be spent for each sample of the training data.
+        passes: How often each sample should be visited before compute is spent on depth.
+    """
+    deepest, known = min(surveyed.depths), surveyed.frozen_below()
+    for depth in range(deepest, known):
+        first, again = visit_costs(meter, config, batch, depth)
+        if passes_bought(limit, first, again) >= passes:
+            return depth
+    return known
+
+
+def passes_bought(limit: float, first: float, again: float) -> float:
+    """How often each sample is visited for a limit per sample.
+
+    >>> passes_bought(3.0, 6.0, 2.0), passes_bought(10.0, 6.0, 2.0)
+    (0.5, 3.0)
+    """
+    return limit / first if limit <= first else 1 + (limit - first) / again
+
+
+def frozen_share(model: nn.Module, depth: int) -> float:
+    """Share of the layers that stay frozen if training reaches down to `depth`.
+
+    1.0 if only the last layer trains.
+    """
+    depths = [part.depth for part in outline(model) if part.module is not None]
+    return min(1.0, sum(d < depth for d in depths) / max(1, len(depths) - 1))
+
+
+def visit_costs(
+    meter: FlopMeter, config: Config, batch: Mapping[str, Tensor], depth: int
+) -> tuple[float, float]:
+    """FLOPs of a sample's first visit, and of later ones, if training reaches down to `depth`."""
+    trained = frozenset(
+        part.parameter
+        for component in partition(meter.model, config.granularity)
+        if component.depth >= depth or component.kind in config.always_train
+        for part in component.slices
+    )
+    paths = {module: path for path, module in meter.model.named_modules()}
+    frozen = frozenset(
+        paths[part.module]
+        for part in outline(meter.model)
+        if part.module is not None and part.depth < depth
+    )
+    graph = meter.costs.graph(**batch)
+    rows = len(next(iter(batch.values())))
+    first, again = (
+        meter.costs.step(graph, Action(trained, skipped=skipped)).total / rows
+        for skipped in (frozenset[str](), frozen)
+    )
+    return first, again
