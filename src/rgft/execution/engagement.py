@@ -17,11 +17,13 @@ from torch.utils.hooks import RemovableHandle
 from rgft.components import partition
 from rgft.errors import EngagementError
 from rgft.execution.binding import Binding
+from rgft.execution.relative_rates import chooses_its_rate
 from rgft.plan import Plan
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # 4 bytes are summed modulo 2^32: for widening them as it sums, a CPU takes 20 times as long
 SUMMED_IN = {1: torch.int64, 2: torch.int64, 4: torch.int32, 8: torch.int64}
+LEAST_RELATIVE = 1e-9  # the first rate of Adafactor that warms up by itself, for weights of 0
 CHUNK = 2**18  # elements: temporaries stay in the cache
 
 
@@ -112,7 +114,11 @@ class Engagement:
             return
         self._stepped = True
         groups = optimizer.param_groups
-        learning_rate = {p: group["lr"] for group in groups for p in group["params"]}
+        learning_rate = {
+            p: LEAST_RELATIVE if chooses_its_rate(group) else group["lr"]
+            for group in groups
+            for p in group["params"]
+        }
         moves = any(_positive(rate) for rate in learning_rate.values())
         self._looked = moves and not probing and valid is None
         trained = self._plan.trained
