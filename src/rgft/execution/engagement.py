@@ -115,7 +115,7 @@ class Engagement:
         self._stepped = True
         groups = optimizer.param_groups
         learning_rate = {
-            p: LEAST_RELATIVE if chooses_its_rate(group) else group["lr"]
+            p: _rate(group)
             for group in groups
             for p in group["params"]
         }
@@ -220,6 +220,13 @@ class Engagement:
                 ] = None
 
         return hook
+
+
+def _rate(group: dict[str, Any]) -> Any:
+    """What the next step moves by at least."""
+    if group.get("silent_sgd_phase"):
+        return 0.0  # the first steps of a schedule-free RAdam move nothing
+    return LEAST_RELATIVE if chooses_its_rate(group) else group["lr"]
 
 
 def _positive(rate: Any) -> bool:

@@ -58,14 +58,17 @@ class VirtualGroups:
         self._virtual: list[Virtual] = []
         self._scale: Mapping[nn.Parameter, float] = {}
         self._divided: list[tuple[Group, list[nn.Parameter]]] = []
+        self._fresh: set[nn.Parameter] = set()
         self.keeps_state = False  # whether the optimizer wrote to its groups in the last step
 
     def enter(self, optimizer: torch.optim.Optimizer, scale: Mapping[nn.Parameter, float]) -> None:
         """Swap the virtual groups in. Parameters not in `scale` keep their learning rate."""
         self.abandon(optimizer)
         real = optimizer.param_groups
-        if scale is not self._scale or not self._still_divides(real):
+        fresh = _without_momentum(optimizer)
+        if scale is not self._scale or fresh != self._fresh or not self._still_divides(real):
             check_rates(optimizer, scale.values())
+            self._fresh = fresh
             self._divide(real, scale)
         forget_places(optimizer)
         optimizer.param_groups = [virtual.fill() for virtual in self._virtual]
@@ -106,10 +109,11 @@ class VirtualGroups:
         self._scale, self._virtual = scale, []
         self._divided = [(real, list(real["params"])) for real in groups]
         for real, parameters in self._divided:
-            by_scale: dict[float, list[nn.Parameter]] = {}
+            alike: dict[tuple[float, bool], list[nn.Parameter]] = {}
             for parameter in parameters:
-                by_scale.setdefault(scale.get(parameter, 1.0), []).append(parameter)
-            parts = [Virtual(real, m, held) for m, held in by_scale.items() if m > 0]
+                key = (scale.get(parameter, 1.0), parameter in self._fresh)
+                alike.setdefault(key, []).append(parameter)
+            parts = [Virtual(real, m, held) for (m, _), held in alike.items() if m > 0]
             # a group of frozen parameters goes on counting steps, as it would in a plain loop
             self._virtual += parts or [Virtual(real, 1.0, [])]
 
@@ -121,6 +125,19 @@ class VirtualGroups:
             and all(map(operator.is_, real["params"], parameters))
             for real, (known, parameters) in zip(groups, self._divided, strict=True)
         )
+
+
+def _without_momentum(optimizer: torch.optim.Optimizer) -> set[nn.Parameter]:
+    """Parameters that fused SGD cannot step together with others: it takes all buffers or none."""
+    if not isinstance(optimizer, torch.optim.SGD):
+        return set()
+    return {
+        parameter
+        for group in optimizer.param_groups
+        if group["fused"] and group["momentum"]
+        for parameter in group["params"]
+        if optimizer.state.get(parameter, {}).get("momentum_buffer") is None
+    }
 
 
 def check_rates(optimizer: torch.optim.Optimizer, multipliers: Iterable[float]) -> None:

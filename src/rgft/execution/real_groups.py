@@ -40,7 +40,8 @@ def split_groups(
     """
     optimizer = plain_optimizer(optimizer)
     groups = optimizer.param_groups
-    if optimizer.state or any("initial_lr" in group for group in groups):
+    stepped = any(optimizer.state.values())  # `train()` of schedule-free ones makes empty entries
+    if stepped or any("initial_lr" in group for group in groups):
         raise InputError(
             "the optimizer has stepped or has a scheduler; call split_groups directly after making "
             "the optimizer"
