@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler, swa_utils
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 
-from rgft import Config, Guide, Policy
+from rgft import Config, Guide, Policy, Situation
 from tiny import (
     bert,
     bert_loss,
@@ -63,6 +63,8 @@ OF_TRANSFORMERS: dict[str, Schedule] = {
             "cosine_with_min_lr": {"min_lr": 1e-4},
             "cosine_warmup_with_min_lr": {"min_lr": 1e-4},
             "warmup_stable_decay": {"num_decay_steps": 3},
+            "reduce_lr_on_plateau": {"patience": 0, "factor": 0.5},
+            "greedy": {"patience": 0, "factor": 0.5},
         }.get(kind.value),
     )
     for kind in TYPE_TO_SCHEDULER_FUNCTION
@@ -262,3 +264,36 @@ def test_a_second_adapter_is_left_alone() -> None:
     list(fit(model, optimizer, tokens(4), bert_loss))
     assert before
     assert all(torch.equal(values(model)[n], value) for n, value in before.items())
+
+
+# -- compiled blocks --------------------------------------------------------------------------
+
+
+def moving_boundary(situation: Situation) -> Tensor:
+    scale = torch.ones_like(situation.error)
+    scale[: situation.step // 2 % 4] = 0.0
+    return scale
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own
+def test_compiled_blocks_follow_every_change_of_plan() -> None:
+    """Masks come back and go; gradients are those of a model that is not compiled."""
+    torch._dynamo.reset()
+    seen: list[list[set[str]]] = []
+    models = [bert(2), bert(2)]
+    for model, compiled in zip(models, (False, True), strict=True):
+        if compiled:
+            for layer in model.bert.encoder.layer:  # type: ignore[union-attr]
+                layer.compile(backend="aot_eager")
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+        Guide(model, optimizer, Config(policy=Policy(moving_boundary, False), every=2))
+        seen.append([])
+        for batch in tokens(10):
+            optimizer.zero_grad()
+            bert_loss(model, batch).backward()
+            seen[-1].append({n for n, p in model.named_parameters() if p.grad is not None})
+            optimizer.step()
+    assert seen[0] == seen[1]
+    assert len({frozenset(names) for names in seen[0]}) == 4
+    for name, value in values(models[0]).items():
+        torch.testing.assert_close(values(models[1])[name], value, rtol=1e-5, atol=1e-6)

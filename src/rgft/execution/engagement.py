@@ -114,11 +114,7 @@ class Engagement:
             return
         self._stepped = True
         groups = optimizer.param_groups
-        learning_rate = {
-            p: _rate(group)
-            for group in groups
-            for p in group["params"]
-        }
+        learning_rate = {p: _rate(group) for group in groups for p in group["params"]}
         moves = any(_positive(rate) for rate in learning_rate.values())
         self._looked = moves and not probing and valid is None
         trained = self._plan.trained
