@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 from pathlib import Path
 
-import optimizers
 import yaml
+
+import optimizers
 
 TABLE = Path(__file__).parent / "matrix" / "optimizers.yaml"
 CELLS = yaml.safe_load(TABLE.read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import optimizers
 from optimizers import GROUP_STATE, LR, NEEDS, ONE_RATE, OWN_STATE
-from rgft import Config, Guide, InputError, Policy, split_groups
+from rgft import Config, EngagementError, Guide, InputError, Policy, split_groups
 from tiny import (
     bert,
     bert_loss,
@@ -269,6 +269,32 @@ def test_heads_are_refused_with_state_in_groups() -> None:
     Guide(model, optimizer, Config(granularity="head", policy=Policy(by_index, False), every=1))
     with pytest.raises(InputError, match=r"keeps state in its parameter groups.*attention heads"):
         list(fit(model, optimizer, tokens(2), bert_loss))
+
+
+@pytest.mark.parametrize("name", GROUP_STATE)
+@pytest.mark.parametrize("meddled", [False, True])
+def test_averages_are_no_alarm_but_steps_of_frozen_weights_are(name: str, meddled: bool) -> None:
+    """`eval()` and `train()` move all weights and back, with rounding."""
+
+    def later(situation: Any) -> Tensor:
+        scale = (1.0, 1.0, 1.0) if situation.step < 8 else FREEZING
+        return torch.tensor(scale, dtype=torch.float64)
+
+    model = network()
+    optimizer = make(name, model.parameters())
+    split_groups(optimizer, model)
+    guide = Guide(model, optimizer, Config(policy=Policy(later, False), every=4, warmup=8))
+    for batch in batches(11):
+        optimizer.eval()  # type: ignore[attr-defined]
+        optimizer.train()  # type: ignore[attr-defined]
+        list(fit(model, optimizer, [batch], squared_error))
+    if meddled:
+        optimizer.state[model[2].weight]["z"].add_(1.0)
+        with pytest.raises(EngagementError, match=r"frozen parameter '2\.weight' changed"):
+            guide.close()
+    else:
+        guide.close()
+    assert not guide.plan.trained[1]
 
 
 @pytest.mark.parametrize("used", ["stepped", "scheduled"])

@@ -98,7 +98,7 @@ class Guide:
         self.binding = bind(model, self.optimizer, parts)
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._decide_how(probe)
-        self._engagement = Engagement(model, self.binding, self.config.engagement)
+        self._engagement = Engagement(model, self.binding, self.config.engagement, self.optimizer)
         bypass = None
         if self.config.bypass:
             meter = meter or (None if spending is None else spending.meter)

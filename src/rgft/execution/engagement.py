@@ -7,7 +7,7 @@ been put in force this watches the steps up to the next decision and says what d
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -27,9 +27,25 @@ LEAST_RELATIVE = 1e-9  # the first rate of Adafactor that warms up by itself, fo
 CHUNK = 2**18  # elements: temporaries stay in the cache
 
 
-def fingerprints(binding: Binding) -> Tensor:
-    """Sum of the bit patterns of each piece, int64 `[n]`: equal bits give equal sums."""
-    sums = [_fingerprint(piece.weight) for piece in binding.pieces]
+def fingerprints(
+    binding: Binding, state: Mapping[Tensor, Mapping[str, Any]] | None = None
+) -> Tensor:
+    """Sum of the bit patterns of each piece, int64 `[n]`: equal bits give equal sums.
+
+    Args:
+        binding: The pieces.
+        state: That of a schedule-free optimizer, whose `eval()` and `train()` move all weights to
+            their average and back, with rounding: its own sequence `z` moves in steps alone.
+    """
+    held = {} if state is None else state
+    sums = [
+        _fingerprint(
+            piece.slice.of(held[piece.parameter]["z"])
+            if "z" in held.get(piece.parameter, ())
+            else piece.weight
+        )
+        for piece in binding.pieces
+    ]
     return torch.stack([s.to(binding.device, torch.int64, non_blocking=True) for s in sums])
 
 
@@ -48,9 +64,14 @@ class Engagement:
         model: The model that trains.
         binding: Its adaptable components.
         mode: "error", "warn" or "off".
+        optimizer: Whose steps are watched.
     """
 
-    def __init__(self, model: nn.Module, binding: Binding, mode: str) -> None:
+    def __init__(
+        self, model: nn.Module, binding: Binding, mode: str, optimizer: torch.optim.Optimizer
+    ) -> None:
+        averages = any("train_mode" in group for group in optimizer.param_groups)
+        self._optimizer = optimizer if averages else None
         self._model = model
         self._binding = binding
         self._mode = mode
@@ -71,7 +92,7 @@ class Engagement:
             return
         self.end()
         self._plan = plan
-        self._before = fingerprints(self._binding)
+        self._before = self._fingerprints()
         self._expected = torch.zeros(
             len(self._binding.pieces), dtype=torch.bool, device=self._before.device
         )
@@ -139,11 +160,15 @@ class Engagement:
             shown = torch.stack([m.to(self._before.device) for m in moving])
             self._expected[list(grads)] |= shown if valid is None else shown & valid
 
+    def _fingerprints(self) -> Tensor:
+        optimizer = self._optimizer  # loading a state replaces its `state`
+        return fingerprints(self._binding, None if optimizer is None else optimizer.state)
+
     def result(self) -> Tensor:
         """Per piece, whether it changed and whether it should have: int64 `[2n]`, on the device."""
         if self._plan is None or not self._stepped:
             return torch.empty(0)
-        changed = fingerprints(self._binding) != self._before
+        changed = self._fingerprints() != self._before
         return torch.cat([changed, self._expected]).long()
 
     def judge(self, result: Tensor) -> None:
