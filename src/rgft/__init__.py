@@ -18,6 +18,7 @@ from rgft.errors import InputError as InputError
 from rgft.execution.agreement import Agreement as Agreement
 from rgft.execution.agreement import gradient_agreement as gradient_agreement
 from rgft.execution.bypass import Bypass as Bypass
+from rgft.execution.real_groups import split_groups as split_groups
 from rgft.guide import Guide as Guide
 from rgft.methods import METHODS as METHODS
 from rgft.methods import Method as Method

@@ -19,6 +19,7 @@ from rgft.config import Config
 from rgft.costs import FlopMeter
 from rgft.errors import InputError
 from rgft.execution.binding import bind
+from rgft.execution.checkpointing import restore_truncation
 from rgft.execution.enforcement import Enforcement
 from rgft.execution.engagement import Engagement
 from rgft.execution.plan_bypass import PlanBypass
@@ -26,7 +27,7 @@ from rgft.execution.step_hooks import plain_optimizer, watch_steps
 from rgft.plan import Plan
 from rgft.planning import Planning
 from rgft.policies import find_policy
-from rgft.refusals import check_together
+from rgft.refusals import check_optimizer, check_together
 from rgft.resumption import check_state, decisive_settings
 from rgft.scoring import Probe, Scoring
 from rgft.signals import find_signal
@@ -97,7 +98,7 @@ class Guide:
         self.binding = bind(model, self.optimizer, parts)
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._decide_how(probe)
-        self._engagement = Engagement(model, self.binding, self.config.engagement)
+        self._engagement = Engagement(model, self.binding, self.config.engagement, self.optimizer)
         bypass = None
         if self.config.bypass:
             meter = meter or (None if spending is None else spending.meter)
@@ -111,11 +112,15 @@ class Guide:
         _GUIDES[model] = weakref.ref(self)
         if self.config.total_steps is not None:
             self._timetable.warn_if_idle(self.config.total_steps)
+        restore_truncation(model)
         self._start()
         self._handles: list[RemovableHandle] = [
             *watch_steps(self.optimizer, self._before_step, self._after_step),
             self.optimizer.register_state_dict_pre_hook(self._enforcement.abandon_step),
         ]
+        if any(hasattr(module, "adapter_layer_names") for module in model.modules()):
+            # peft makes all adapters require gradients again when they are switched
+            self._handles.append(model.register_forward_pre_hook(self._enforcement.keep))
 
     def _decide_how(self, probe: Probe | None) -> None:
         """Set up what goes from gradients to plans."""
@@ -129,6 +134,7 @@ class Guide:
             probed=probe is not None,
             counted=spending is not None,
         )
+        check_optimizer(self.optimizer, config)
         self._scoring = Scoring(self.binding, config, signal, generator, probe)
         self.error_map = self._scoring.error_map
         self._planning = Planning(

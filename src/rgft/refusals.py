@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import torch
+
 from rgft.config import Config
 from rgft.errors import InputError
-from rgft.policies import Policy
+from rgft.execution.learning_rates import check_rates
+from rgft.policies import POLICIES, Policy
 from rgft.signals import Signal
 
 LAG_REFUSAL = "lag=False cannot freeze (backward has already run); use lag=True"
@@ -47,6 +50,17 @@ def check_together(
             "bypass=True has no effect, since the policy freezes nothing; drop it, or choose one "
             "that freezes, such as 'top' (a Policy of your own says so by freezes=True)"
         )
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, config: Config) -> None:
+    """Refuse a policy whose multipliers `optimizer` would ignore; other plans as they come.
+
+    Raises:
+        InputError: The optimizer has one rate for all, and the policy is one that scales.
+    """
+    named = POLICIES.get(config.policy) if isinstance(config.policy, str) else None
+    if named is not None and not named.freezes and config.policy != "uniform":
+        check_rates(optimizer, [2.0])
 
 
 def _check_signal(config: Config, signal: Signal) -> None:

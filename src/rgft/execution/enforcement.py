@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
+import torch
+from torch import Tensor, nn
+
+from rgft.errors import InputError
 from rgft.execution.binding import Binding
 from rgft.execution.freezing import apply_freezing, drop_gradients
 from rgft.execution.learning_rates import VirtualGroups
 from rgft.execution.plan_bypass import PlanBypass
+from rgft.execution.relative_rates import RelativeUpdates
 from rgft.execution.slices import SliceUpdates
 from rgft.plan import Plan
 
@@ -35,6 +39,8 @@ class Enforcement:
         self._scales_of = binding.scales_of
         self._revivable = frozenset(p.parameter for p in binding.pieces if not never[p.component])
         self._groups, self._slices = VirtualGroups(), SliceUpdates(binding)
+        self._relative = RelativeUpdates()
+        self._wanted = dict.fromkeys(self._parameters, True)
         self.adopt(plan)
 
     def adopt(self, plan: Plan) -> None:
@@ -49,9 +55,20 @@ class Enforcement:
         Args:
             probing: Whether frozen components have a gradient too, to be scored and then dropped.
         """
-        apply_freezing(self._scale, self._revivable if probing else frozenset())
+        probed = self._revivable if probing else frozenset()
+        self._wanted = {p: m > 0 or p in probed for p, m in self._scale.items()}
+        apply_freezing(self._scale, probed)
         if self.bypass is not None:
             self.bypass.follow(self.plan, lifted=probing)
+
+    def keep(self, model: nn.Module, inputs: Any) -> None:
+        """Before a forward pass, undo what something else did to `requires_grad`."""
+        del model, inputs
+        if not torch.is_grad_enabled():
+            return
+        for parameter, wanted in self._wanted.items():
+            if parameter.requires_grad != wanted:
+                parameter.requires_grad_(wanted)
 
     def lift(self) -> None:
         """Let everything have a gradient, frozen for good or not, until the next `apply`."""
@@ -63,11 +80,19 @@ class Enforcement:
         """Swap in the learning rates of the plan."""
         drop_gradients(self._scale)
         self._slices.enter(optimizer)
+        self._relative.enter(optimizer, self._scale)
         self._groups.enter(optimizer, self._scale)
 
     def after_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Give the optimizer its own groups back."""
         self._groups.leave(optimizer)
+        if self._groups.keeps_state and self._slices.acts:
+            raise InputError(
+                f"{type(optimizer).__name__} keeps state in its parameter groups, so that slices "
+                "of one parameter, such as attention heads, cannot be updated apart; choose the "
+                "granularity 'layer', 'block' or 'parameter'"
+            )
+        self._relative.leave()
         self._slices.leave(optimizer)
 
     def abandon_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -81,5 +106,6 @@ class Enforcement:
             self.bypass.close()
 
     def _require_gradients(self) -> None:
+        self._wanted = dict.fromkeys(self._parameters, True)
         for parameter in self._parameters:
             parameter.requires_grad_(True)

@@ -7,7 +7,7 @@ been put in force this watches the steps up to the next decision and says what d
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,17 +17,35 @@ from torch.utils.hooks import RemovableHandle
 from rgft.components import partition
 from rgft.errors import EngagementError
 from rgft.execution.binding import Binding
+from rgft.execution.relative_rates import chooses_its_rate
 from rgft.plan import Plan
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # 4 bytes are summed modulo 2^32: for widening them as it sums, a CPU takes 20 times as long
 SUMMED_IN = {1: torch.int64, 2: torch.int64, 4: torch.int32, 8: torch.int64}
+LEAST_RELATIVE = 1e-9  # the first rate of Adafactor that warms up by itself, for weights of 0
 CHUNK = 2**18  # elements: temporaries stay in the cache
 
 
-def fingerprints(binding: Binding) -> Tensor:
-    """Sum of the bit patterns of each piece, int64 `[n]`: equal bits give equal sums."""
-    sums = [_fingerprint(piece.weight) for piece in binding.pieces]
+def fingerprints(
+    binding: Binding, state: Mapping[Tensor, Mapping[str, Any]] | None = None
+) -> Tensor:
+    """Sum of the bit patterns of each piece, int64 `[n]`: equal bits give equal sums.
+
+    Args:
+        binding: The pieces.
+        state: That of a schedule-free optimizer, whose `eval()` and `train()` move all weights to
+            their average and back, with rounding: its own sequence `z` moves in steps alone.
+    """
+    held = {} if state is None else state
+    sums = [
+        _fingerprint(
+            piece.slice.of(held[piece.parameter]["z"])
+            if "z" in held.get(piece.parameter, ())
+            else piece.weight
+        )
+        for piece in binding.pieces
+    ]
     return torch.stack([s.to(binding.device, torch.int64, non_blocking=True) for s in sums])
 
 
@@ -46,9 +64,14 @@ class Engagement:
         model: The model that trains.
         binding: Its adaptable components.
         mode: "error", "warn" or "off".
+        optimizer: Whose steps are watched.
     """
 
-    def __init__(self, model: nn.Module, binding: Binding, mode: str) -> None:
+    def __init__(
+        self, model: nn.Module, binding: Binding, mode: str, optimizer: torch.optim.Optimizer
+    ) -> None:
+        averages = any("train_mode" in group for group in optimizer.param_groups)
+        self._optimizer = optimizer if averages else None
         self._model = model
         self._binding = binding
         self._mode = mode
@@ -69,7 +92,7 @@ class Engagement:
             return
         self.end()
         self._plan = plan
-        self._before = fingerprints(self._binding)
+        self._before = self._fingerprints()
         self._expected = torch.zeros(
             len(self._binding.pieces), dtype=torch.bool, device=self._before.device
         )
@@ -112,7 +135,7 @@ class Engagement:
             return
         self._stepped = True
         groups = optimizer.param_groups
-        learning_rate = {p: group["lr"] for group in groups for p in group["params"]}
+        learning_rate = {p: _rate(group) for group in groups for p in group["params"]}
         moves = any(_positive(rate) for rate in learning_rate.values())
         self._looked = moves and not probing and valid is None
         trained = self._plan.trained
@@ -137,11 +160,15 @@ class Engagement:
             shown = torch.stack([m.to(self._before.device) for m in moving])
             self._expected[list(grads)] |= shown if valid is None else shown & valid
 
+    def _fingerprints(self) -> Tensor:
+        optimizer = self._optimizer  # loading a state replaces its `state`
+        return fingerprints(self._binding, None if optimizer is None else optimizer.state)
+
     def result(self) -> Tensor:
         """Per piece, whether it changed and whether it should have: int64 `[2n]`, on the device."""
         if self._plan is None or not self._stepped:
             return torch.empty(0)
-        changed = fingerprints(self._binding) != self._before
+        changed = self._fingerprints() != self._before
         return torch.cat([changed, self._expected]).long()
 
     def judge(self, result: Tensor) -> None:
@@ -214,6 +241,13 @@ class Engagement:
                 ] = None
 
         return hook
+
+
+def _rate(group: dict[str, Any]) -> Any:
+    """What the next step moves by at least."""
+    if group.get("silent_sgd_phase"):
+        return 0.0  # the first steps of a schedule-free RAdam move nothing
+    return LEAST_RELATIVE if chooses_its_rate(group) else group["lr"]
 
 
 def _positive(rate: Any) -> bool:

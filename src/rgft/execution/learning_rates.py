@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,16 @@ import torch
 from torch import nn
 
 from rgft.errors import InputError
+from rgft.execution.relative_rates import chooses_its_rate
+from rgft.execution.state_overrides import forget_places
 
 Group = dict[str, Any]
+
+# optimizers, by name of their class, to which a plan can give no rates that differ, and why
+ONE_RATE = {
+    "Prodigy": "estimates one learning rate for all parameters",
+    "Rprop": "looks at the learning rate in its first step alone",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +58,19 @@ class VirtualGroups:
         self._virtual: list[Virtual] = []
         self._scale: Mapping[nn.Parameter, float] = {}
         self._divided: list[tuple[Group, list[nn.Parameter]]] = []
+        self._fresh: set[nn.Parameter] = set()
+        self.keeps_state = False  # whether the optimizer wrote to its groups in the last step
 
     def enter(self, optimizer: torch.optim.Optimizer, scale: Mapping[nn.Parameter, float]) -> None:
         """Swap the virtual groups in. Parameters not in `scale` keep their learning rate."""
         self.abandon(optimizer)
         real = optimizer.param_groups
-        if scale is not self._scale or not self._still_divides(real):
+        fresh = _without_momentum(optimizer)
+        if scale is not self._scale or fresh != self._fresh or not self._still_divides(real):
+            check_rates(optimizer, scale.values())
+            self._fresh = fresh
             self._divide(real, scale)
+        forget_places(optimizer)
         optimizer.param_groups = [virtual.fill() for virtual in self._virtual]
         self._real = real
 
@@ -85,18 +99,23 @@ class VirtualGroups:
                     raise InputError(
                         f"{type(optimizer).__name__} writes '{key}' to its parameter groups at "
                         "each step, so that learning rates per component cannot be applied to it; "
-                        "use an optimizer that keeps its state per parameter, such as AdamW"
+                        "call rgft.split_groups directly after making it, or use an optimizer that "
+                        "keeps its state per parameter, such as AdamW"
                     )
                 real[key] = value
+        self.keeps_state = bool(written)
 
     def _divide(self, groups: list[Group], scale: Mapping[nn.Parameter, float]) -> None:
         self._scale, self._virtual = scale, []
         self._divided = [(real, list(real["params"])) for real in groups]
         for real, parameters in self._divided:
-            by_scale: dict[float, list[nn.Parameter]] = {}
+            alike: dict[tuple[float, bool], list[nn.Parameter]] = {}
             for parameter in parameters:
-                by_scale.setdefault(scale.get(parameter, 1.0), []).append(parameter)
-            self._virtual += [Virtual(real, m, held) for m, held in by_scale.items() if m > 0]
+                key = (scale.get(parameter, 1.0), parameter in self._fresh)
+                alike.setdefault(key, []).append(parameter)
+            parts = [Virtual(real, m, held) for (m, _), held in alike.items() if m > 0]
+            # a group of frozen parameters goes on counting steps, as it would in a plain loop
+            self._virtual += parts or [Virtual(real, 1.0, [])]
 
     def _still_divides(self, groups: list[Group]) -> bool:
         """Whether the groups are those that were divided: loading a state replaces them."""
@@ -108,7 +127,38 @@ class VirtualGroups:
         )
 
 
+def _without_momentum(optimizer: torch.optim.Optimizer) -> set[nn.Parameter]:
+    """Parameters that fused SGD cannot step together with others: it takes all buffers or none."""
+    if not isinstance(optimizer, torch.optim.SGD):
+        return set()
+    return {
+        parameter
+        for group in optimizer.param_groups
+        if group["fused"] and group["momentum"]
+        for parameter in group["params"]
+        if optimizer.state.get(parameter, {}).get("momentum_buffer") is None
+    }
+
+
+def check_rates(optimizer: torch.optim.Optimizer, multipliers: Iterable[float]) -> None:
+    """Refuse multipliers that `optimizer` cannot have an effect of.
+
+    Raises:
+        InputError: There is one that is neither 0 nor 1, and the optimizer takes no other.
+    """
+    reason = next(
+        (ONE_RATE[c.__name__] for c in type(optimizer).__mro__ if c.__name__ in ONE_RATE), None
+    )
+    if reason is not None and not set(multipliers) <= {0.0, 1.0}:
+        raise InputError(
+            f"{type(optimizer).__name__} {reason}, so that multipliers other than 0 and 1 cannot "
+            "act; choose a policy that only freezes, such as 'top', or another optimizer"
+        )
+
+
 def _scaled(group: Group, multiplier: float) -> Any:
+    if chooses_its_rate(group):
+        return group["lr"]  # `RelativeUpdates` scales what the step did
     if group.get("lr") is None:
         raise InputError(
             "the optimizer has no learning rate of its own (lr is None) for multipliers to act on; "

@@ -51,6 +51,11 @@ class SliceUpdates:
         self._corrections: list[Correction] = []
         self._kept: list[Kept] = []
 
+    @property
+    def acts(self) -> bool:
+        """Whether there is a parameter whose slices differ."""
+        return bool(self._corrections)
+
     def adopt(self, lr_scale: Sequence[float]) -> None:
         """From the next step on, these are the components' multipliers."""
         self._corrections = []
