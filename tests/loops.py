@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from rgft import Budget, Config, FlopMeter, Guide, Spending
 from rgft.integrations.lightning import RGFTCallback as LightningCallback
@@ -196,16 +196,19 @@ def trainer_of(
     )
     optimizer = optimizer_of(model)
     scheduler = LambdaLR(optimizer, linear)
-    return InOrder(
+    trainer = InOrder(
         model=model,
         args=arguments,
         train_dataset=rows(accumulation),
         callbacks=callbacks,
         optimizers=(optimizer, scheduler),
     )
+    # else it leaves the division by the accumulated batches to BERT, which does not do it
+    trainer.model_accepts_loss_kwargs = False
+    return trainer
 
 
-class _Stop(__import__("transformers").TrainerCallback):  # type: ignore[misc]
+class _Stop(TrainerCallback):  # type: ignore[misc]
     def __init__(self, step: int) -> None:
         self.step = step
 

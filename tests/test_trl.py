@@ -14,8 +14,9 @@ from sentence_transformers import (
     SentenceTransformerTrainer,
     SentenceTransformerTrainingArguments,
 )
-from sentence_transformers.models import Pooling, Transformer
+from sentence_transformers.base.modules.transformer import Transformer
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+from sentence_transformers.sentence_transformer.modules import Pooling
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -56,9 +57,10 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def llama() -> LlamaForCausalLM:
+def llama(folder: Path) -> LlamaForCausalLM:
+    """From a folder, since DPO loads its reference from where the model came from."""
     torch.manual_seed(0)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(WORDS),
             hidden_size=16,
@@ -71,14 +73,16 @@ def llama() -> LlamaForCausalLM:
             eos_token_id=2,
         )
     )
+    model.save_pretrained(folder / "base")
+    return LlamaForCausalLM.from_pretrained(folder / "base")
 
 
 def sft(folder: Path, callback: RGFTCallback, **settings: Any) -> SFTTrainer:
     texts = ["the cat sat on the mat", "a dog ran up", "why the log", "down on a mat"] * 8
     lora = settings.pop("peft_config", None)
     return SFTTrainer(
-        model=llama(),
-        args=SFTConfig(output_dir=str(folder), max_length=16, **COMMON | settings),
+        model=llama(folder.parent),
+        args=SFTConfig(output_dir=str(folder), **{"max_length": 16} | COMMON | settings),
         train_dataset=Dataset.from_dict({"text": texts}),
         processing_class=tokenizer(),
         peft_config=lora,
@@ -93,7 +97,7 @@ def dpo(folder: Path, callback: RGFTCallback, **settings: Any) -> DPOTrainer:
         "rejected": ["why log", "down the"] * 16,
     }
     return DPOTrainer(
-        model=llama(),
+        model=llama(folder.parent),
         args=DPOConfig(output_dir=str(folder), max_length=16, **COMMON | settings),
         train_dataset=Dataset.from_dict(pairs),
         processing_class=tokenizer(),

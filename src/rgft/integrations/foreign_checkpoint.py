@@ -20,8 +20,8 @@ def begin_anew(spending: Spending | None, step: int) -> None:
     """
     if spending is not None:
         raise InputError(
-            f"the checkpoint at step {step} was written without this callback, so that what is "
-            "spent of the budget is not known; resume without a budget, or start anew"
+            f"the checkpoint at step {step} was written without a budget, so that what is spent "
+            "of it is not known; resume without a budget, or start anew"
         )
     warnings.warn(
         f"the checkpoint at step {step} was written without this callback: weights, optimizer and "

@@ -115,6 +115,8 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
         assert self.guide is not None
         self.guide.load_state_dict(saved["guide"])
         if self.spending is not None:
+            if "spending" not in saved:
+                begin_anew(self.spending, trainer.global_step)
             self.spending.load_state_dict(saved["spending"])
             trainer.should_stop = self.spending.finished
         if self.cache is not None and "prefix_cache" in saved:

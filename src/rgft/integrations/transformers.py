@@ -116,6 +116,8 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if saved and state.global_step:
             self.guide.load_state_dict(decode_state(saved["attributes"]["guide"]))
             if self.spending is not None:
+                if "spending" not in saved["attributes"]:
+                    begin_anew(self.spending, state.global_step)
                 self.spending.load_state_dict(saved["attributes"]["spending"])
                 control.should_training_stop = self.spending.finished
             if self.cache is not None and "prefix_cache" in saved["attributes"]:
