@@ -57,6 +57,25 @@ def loader(data: Sequence[Any]) -> DataLoader[Any]:
     return DataLoader(data, batch_size=4, shuffle=False)
 
 
+class Resumable(DataLoader[Any]):
+    """Tells Lightning where it is, which else begins the epoch anew."""
+
+    done = 0
+
+    def __iter__(self) -> Any:
+        batches = list(super().__iter__())
+        while self.done < len(batches):
+            self.done += 1
+            yield batches[self.done - 1]
+        self.done = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.done = state["done"]
+
+
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=RATE)
 
@@ -99,7 +118,9 @@ def plain(
         scheduler.step()
         optimizer.zero_grad()
         if step + 1 == stop:
-            torch.save({name: part.state_dict() for name, part in parts.items()}, folder / "state.pt")
+            torch.save(
+                {name: part.state_dict() for name, part in parts.items()}, folder / "state.pt"
+            )
             break
         if spending is not None and spending.finished:
             break
@@ -262,7 +283,8 @@ def lightning_loop(
     )
     module = Module(make())
     path = str(folder / "step=5.ckpt") if resume else None
-    trainer.fit(module, loader(rows(accumulation)), ckpt_path=path)
+    data = Resumable(rows(accumulation), batch_size=4, shuffle=False)
+    trainer.fit(module, data, ckpt_path=path)
     if not guided:
         return Outcome(values(module.network), torch.empty(0), torch.empty(0), 0)
     return outcome(module.network, callback.guide)

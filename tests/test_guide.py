@@ -302,7 +302,7 @@ def test_a_closure_gives_what_the_loop_gives() -> None:
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         guide = Guide(model, optimizer, Config(every=2))
 
-        def closure(model=model, optimizer=optimizer) -> torch.Tensor:  # noqa: ANN001
+        def closure(model=model, optimizer=optimizer) -> torch.Tensor:
             optimizer.zero_grad()
             loss = squared_error(model, mlp_batches(1)[0])
             loss.backward()

@@ -74,7 +74,7 @@ def test_a_budget(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("loop", [hugging_face, lightning_loop], ids=["trainer", "lightning"])
-def test_a_checkpoint_written_without_us(loop, tmp_path: Path) -> None:  # noqa: ANN001
+def test_a_checkpoint_written_without_us(loop, tmp_path: Path) -> None:
     loop(tmp_path, stop=5, guided=False)
     with pytest.warns(RuntimeWarning, match="step 5 was written without"):
         ours = loop(tmp_path, resume=True)
@@ -84,7 +84,7 @@ def test_a_checkpoint_written_without_us(loop, tmp_path: Path) -> None:  # noqa:
 
 
 @pytest.mark.parametrize("loop", [hugging_face, lightning_loop], ids=["trainer", "lightning"])
-def test_our_checkpoint_goes_on_without_us(loop, tmp_path: Path) -> None:  # noqa: ANN001
+def test_our_checkpoint_goes_on_without_us(loop, tmp_path: Path) -> None:
     (tmp_path / "plain").mkdir()
     loop(tmp_path, stop=5)
     ours = loop(tmp_path, resume=True, guided=False)

@@ -25,9 +25,9 @@ from rgft.errors import InputError
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
-from rgft.scoring import Probe
 from rgft.integrations.foreign_checkpoint import begin_anew
 from rgft.integrations.pacing import pace, set_rates
+from rgft.scoring import Probe
 from rgft.spending import Spending, parse_budget
 from rgft.stages import Yardstick
 
