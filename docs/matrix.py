@@ -12,8 +12,9 @@ PAGE = ROOT / "docs" / "integrations" / "matrix.md"
 STATES = ("test", "refused", "not_applicable")
 HEAD = """# What works where
 
-Each row comes from `tests/matrix/`, and this page from `docs/matrix.py`: a cell is a test that runs, a
-refusal with its reason, or something that has no meaning there. What is not listed is not tested.
+Each row comes from `tests/matrix/`, and this page from `docs/matrix.py`: a cell is a test that
+runs, a refusal with its reason, or something that has no meaning there. What is not listed is not
+tested.
 """
 
 

@@ -32,12 +32,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning"),
 ]
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[EOS]",
-    *["the", "a", "cat", "dog", "sat", "ran", "on", "mat", "log", "up", "down", "why"],
-]
+NOUNS = ["the", "a", "cat", "dog", "mat", "log"]
+WORDS = ["[PAD]", "[UNK]", "[EOS]", *NOUNS, "sat", "ran", "on", "up", "down", "why"]
 STEPS = 8
 CONFIG = Config(policy="top", top=0.4, every=2, warmup=2)
 COMMON: dict[str, Any] = {
