@@ -78,7 +78,7 @@ class CostModel:
                 self._steps.clear()
             try:
                 self._graphs[key] = trace(self._model, self._device, args, kwargs)
-            except NotImplementedError:
+            except RuntimeError:  # an operation, or a question about the device, that meta has not
                 self._leave_meta()
                 self._graphs[key] = trace(self._model, self._device, args, kwargs)
         return self._graphs[key]

@@ -24,7 +24,8 @@ def watch_steps(
 ) -> list[RemovableHandle]:
     """Call `before` and `after` around each step, until the handles are removed.
 
-    `optimizer.step()` raises an `InputError` if it is given a closure.
+    A closure that `optimizer.step()` is given runs before `before`, so that there are gradients to
+    look at; an optimizer that evaluates it again, such as LBFGS, gets an `InputError`.
     """
     watch = _StepWatch(before, after)
     return [
@@ -44,17 +45,14 @@ class _StepWatch:
         self._stepping: FrameType | None = None
         self._nested = 0
 
-    def before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    def before_step(
+        self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any
+    ) -> tuple[Any, dict[str, Any]] | None:
         if self._stepping is not None and _running(self._stepping):
             self._nested += 1
-            return
+            return None
         self._stepping, self._nested = sys._getframe(1), 0
-        given = [*args, *kwargs.values()]
-        if any(callable(a) and a is not optimizer for a in given):
-            raise InputError(
-                "optimizer.step(closure) computes gradients after the guide has looked; "
-                "call loss.backward() first and optimizer.step() without a closure"
-            )
+        given = _with_closure_run(optimizer, args, kwargs)
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
         self._before(
@@ -62,6 +60,7 @@ class _StepWatch:
             None if scale is None else scale.reciprocal(),
             None if found_inf is None else found_inf == 0,
         )
+        return given
 
     def after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         del args, kwargs
@@ -70,6 +69,39 @@ class _StepWatch:
             return
         self._stepping = None
         self._after(optimizer)
+
+
+def _with_closure_run(
+    optimizer: torch.optim.Optimizer, args: Any, kwargs: dict[str, Any]
+) -> tuple[Any, dict[str, Any]] | None:
+    """The arguments of `step` with a closure in its place that only tells what it returned."""
+
+    def run(value: Any) -> Any:
+        if not callable(value) or value is optimizer:
+            return value
+        with torch.enable_grad():
+            loss = value()
+        return _Told(loss)
+
+    if not any(callable(a) and a is not optimizer for a in [*args, *kwargs.values()]):
+        return None
+    return tuple(run(a) for a in args), {name: run(a) for name, a in kwargs.items()}
+
+
+class _Told:
+    """A closure that has run already."""
+
+    def __init__(self, loss: Any) -> None:
+        self._loss, self._asked = loss, False
+
+    def __call__(self) -> Any:
+        if self._asked:
+            raise InputError(
+                "the optimizer evaluates its closure several times a step, which the guide cannot "
+                "follow; use one that takes a single gradient, such as AdamW"
+            )
+        self._asked = True
+        return self._loss
 
 
 def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:

@@ -25,6 +25,8 @@ from rgft.errors import InputError
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
+from rgft.integrations.foreign_checkpoint import begin_anew
+from rgft.integrations.pacing import pace, set_rates
 from rgft.scoring import Probe
 from rgft.spending import Spending, parse_budget
 from rgft.stages import Yardstick
@@ -99,7 +101,7 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                 FlopMeter(model), self._budget, batches=batches, yardstick=yardstick
             )
         if self.spending is not None:
-            self._scheduler = _pace(kwargs["lr_scheduler"], self.spending, state.max_steps)
+            self._scheduler = pace(kwargs["lr_scheduler"], self.spending, state.max_steps)
         optimizer = kwargs["optimizer"]
         probe = None if self.probe is None else self._probed
         self.guide = Guide(
@@ -110,13 +112,12 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         name = type(self).__name__
         saved = (state.stateful_callbacks or {}).get(name)
         if state.global_step and not saved:
-            raise InputError(
-                "the checkpoint has no state of residual-guided fine-tuning, so that an exact "
-                "resume is impossible; start anew, or resume without the callback"
-            )
+            begin_anew(self.spending, state.global_step)
         if saved and state.global_step:
             self.guide.load_state_dict(decode_state(saved["attributes"]["guide"]))
             if self.spending is not None:
+                if "spending" not in saved["attributes"]:
+                    begin_anew(self.spending, state.global_step)
                 self.spending.load_state_dict(saved["attributes"]["spending"])
                 control.should_training_stop = self.spending.finished
             if self.cache is not None and "prefix_cache" in saved["attributes"]:
@@ -171,7 +172,7 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             return
         assert self.spending is not None and self._scheduler is not None
         if self.spending.close_stage(float(value)):
-            _set_rates(self._scheduler)
+            set_rates(self._scheduler)
         else:
             control.should_training_stop = True
 
@@ -244,26 +245,6 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.cache.close()
         if self.guide is not None:
             self.guide.close()
-
-
-def _pace(scheduler: Any, spending: Spending, steps: int) -> LambdaLR:
-    """Let the learning rate follow the budget in place of the steps; the scheduler that does."""
-    inner = getattr(scheduler, "scheduler", scheduler)
-    if not isinstance(inner, LambdaLR):
-        raise InputError(
-            f"the scheduler is a {type(inner).__name__}, which a budget cannot pace; use one that "
-            "is a function of the step (linear, cosine, constant: a LambdaLR)"
-        )
-    inner.lr_lambdas = [spending.paced(f, steps) for f in inner.lr_lambdas]
-    return inner
-
-
-def _set_rates(scheduler: LambdaLR) -> None:
-    """Ask the schedule again, between two of its steps."""
-    rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    scheduler._last_lr = [base * scale(scheduler.last_epoch) for base, scale in rates]
-    for group, rate in zip(scheduler.optimizer.param_groups, scheduler._last_lr, strict=True):
-        group["lr"] = rate
 
 
 def _metric(args: TrainingArguments) -> str:

@@ -1,0 +1,54 @@
+"""What works where, as a page: `python docs/matrix.py` writes it from `tests/matrix/*.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PAGE = ROOT / "docs" / "integrations" / "matrix.md"
+STATES = ("test", "refused", "not_applicable")
+HEAD = """# What works where
+
+Each row comes from `tests/matrix/`, and this page from `docs/matrix.py`: a cell is a test that
+runs, a refusal with its reason, or something that has no meaning there. What is not listed is not
+tested.
+"""
+
+
+def cells() -> list[dict[str, Any]]:
+    """All cells, each with a row, a column and one state."""
+    found: list[dict[str, Any]] = []
+    for path in sorted((ROOT / "tests" / "matrix").glob("*.yaml")):
+        for cell in yaml.safe_load(path.read_text(encoding="utf-8")):
+            if len(cell.keys() & set(STATES)) != 1 or not {"row", "column"} <= cell.keys():
+                raise ValueError(f"{path.name}: {cell} must have row, column and one of {STATES}")
+            found.append(cell)
+    return found
+
+
+def page() -> str:
+    """The page as it should be."""
+    lines = [HEAD]
+    rows = dict.fromkeys(cell["row"] for cell in cells())
+    for row in rows:
+        lines += [f"## {row}\n", "| | |", "|---|---|"]
+        for cell in cells():
+            if cell["row"] == row:
+                lines.append(f"| {cell['column']} | {_shown(cell)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _shown(cell: dict[str, Any]) -> str:
+    if "test" in cell:
+        return f"`{cell['test'].partition('tests/')[2]}`"
+    if "refused" in cell:
+        return f"refused, because {cell['refused']}"
+    return "not applicable"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,99 @@
+"""Every integration makes of the same data the same map, the same plans and the same weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from loops import LOOPS, Outcome, hugging_face, lightning_loop, plain
+from rgft import Config, InputError
+from rgft.integrations.lightning import RGFTCallback as LightningCallback
+from tiny import bert_with_lora, same_state
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
+    pytest.mark.filterwarnings("ignore:GPU available but not used"),
+    pytest.mark.filterwarnings("ignore:.*Checkpoint directory.*exists and is not empty"),
+    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before"),
+    pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path."),
+    # Lightning asks torch by a name that goes out of use
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
+]
+OTHERS = [name for name in LOOPS if name != "plain"]
+
+
+def close(ours: Outcome, theirs: Outcome) -> None:
+    assert ours.steps == theirs.steps
+    torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-5, atol=1e-7)
+    assert torch.equal(ours.plans, theirs.plans)
+    assert (ours.plans == 0).any()  # something was frozen
+    for name, value in ours.weights.items():
+        torch.testing.assert_close(value, theirs.weights[name], rtol=0, atol=1e-6)
+
+
+def identical(ours: Outcome, theirs: Outcome) -> None:
+    assert ours.steps == theirs.steps
+    assert same_state(ours.weights, theirs.weights)
+    assert torch.equal(ours.plans, theirs.plans)
+    assert torch.equal(ours.scores, theirs.scores)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_same_map_plans_and_weights(name: str, tmp_path: Path) -> None:
+    close(LOOPS[name](tmp_path), plain(tmp_path))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_accumulation(name: str, tmp_path: Path) -> None:
+    close(LOOPS[name](tmp_path, accumulation=3), plain(tmp_path, accumulation=3))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_lora(name: str, tmp_path: Path) -> None:
+    close(LOOPS[name](tmp_path, make=bert_with_lora), plain(tmp_path, make=bert_with_lora))
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_stop_and_resume(name: str, tmp_path: Path) -> None:
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    whole = LOOPS[name](tmp_path / "whole")
+    LOOPS[name](tmp_path / "parts", stop=5)
+    identical(LOOPS[name](tmp_path / "parts", resume=True), whole)
+
+
+@pytest.mark.parametrize("name", ["trainer", "lightning"])
+def test_a_budget(name: str, tmp_path: Path) -> None:
+    ours = LOOPS[name](tmp_path, budget=0.5)
+    theirs = plain(tmp_path, budget=0.5)
+    assert theirs.steps < 12
+    close(ours, theirs)
+
+
+@pytest.mark.parametrize("loop", [hugging_face, lightning_loop], ids=["trainer", "lightning"])
+def test_a_checkpoint_written_without_us(loop, tmp_path: Path) -> None:
+    loop(tmp_path, stop=5, guided=False)
+    with pytest.warns(RuntimeWarning, match="step 5 was written without"):
+        ours = loop(tmp_path, resume=True)
+    assert ours.steps == 7
+    with pytest.raises(InputError, match="what is spent of it is not known"):
+        loop(tmp_path, resume=True, budget=0.5)
+
+
+@pytest.mark.parametrize("loop", [hugging_face, lightning_loop], ids=["trainer", "lightning"])
+def test_our_checkpoint_goes_on_without_us(loop, tmp_path: Path) -> None:
+    (tmp_path / "plain").mkdir()
+    loop(tmp_path, stop=5)
+    ours = loop(tmp_path, resume=True, guided=False)
+    assert all(value.isfinite().all() for value in ours.weights.values())
+    theirs = loop(tmp_path / "plain", guided=False)
+    assert ours.weights.keys() == theirs.weights.keys()
+    assert not same_state(ours.weights, theirs.weights)  # it went on from what we had trained
+
+
+def test_lightning_refuses_auto() -> None:
+    with pytest.raises(InputError, match="give a share or a time"):
+        LightningCallback(Config(), budget="auto")

@@ -1,0 +1,182 @@
+"""TRL, sentence-transformers and PEFT: the callback of the Trainer, unchanged."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from sentence_transformers import (
+    SentenceTransformer,
+    SentenceTransformerTrainer,
+    SentenceTransformerTrainingArguments,
+)
+from sentence_transformers.base.modules.transformer import Transformer
+from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss
+from sentence_transformers.sentence_transformer.modules import Pooling
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from rgft import Config
+from rgft.integrations.transformers import RGFTCallback
+from tiny import bert, same_state, values
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),
+]
+NOUNS = ["the", "a", "cat", "dog", "mat", "log"]
+WORDS = ["[PAD]", "[UNK]", "[EOS]", *NOUNS, "sat", "ran", "on", "up", "down", "why"]
+STEPS = 8
+CONFIG = Config(policy="top", top=0.4, every=2, warmup=2)
+COMMON: dict[str, Any] = {
+    "max_steps": STEPS,
+    "per_device_train_batch_size": 4,
+    "learning_rate": 1e-3,
+    "report_to": [],
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "dataloader_pin_memory": False,
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    words = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+    words.pre_tokenizer = Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]", eos_token="[EOS]"
+    )
+
+
+def llama(folder: Path) -> LlamaForCausalLM:
+    """From a folder, since DPO loads its reference from where the model came from."""
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            eos_token_id=2,
+        )
+    )
+    model.save_pretrained(folder / "base")
+    return LlamaForCausalLM.from_pretrained(folder / "base")
+
+
+def sft(folder: Path, callback: RGFTCallback, **settings: Any) -> SFTTrainer:
+    texts = ["the cat sat on the mat", "a dog ran up", "why the log", "down on a mat"] * 8
+    lora = settings.pop("peft_config", None)
+    return SFTTrainer(
+        model=llama(folder.parent),
+        args=SFTConfig(output_dir=str(folder), **{"max_length": 16} | COMMON | settings),
+        train_dataset=Dataset.from_dict({"text": texts}),
+        processing_class=tokenizer(),
+        peft_config=lora,
+        callbacks=[callback],
+    )
+
+
+def dpo(folder: Path, callback: RGFTCallback, **settings: Any) -> DPOTrainer:
+    pairs = {
+        "prompt": ["the cat", "a dog"] * 16,
+        "chosen": ["sat on", "ran up"] * 16,
+        "rejected": ["why log", "down the"] * 16,
+    }
+    return DPOTrainer(
+        model=llama(folder.parent),
+        args=DPOConfig(output_dir=str(folder), max_length=16, **COMMON | settings),
+        train_dataset=Dataset.from_dict(pairs),
+        processing_class=tokenizer(),
+        peft_config=settings.pop("peft_config", None),
+        callbacks=[callback],
+    )
+
+
+def sentences(folder: Path, callback: RGFTCallback, **settings: Any) -> Any:
+    backbone = folder.parent / "backbone"
+    if not backbone.exists():
+        model = bert().bert
+        model.save_pretrained(backbone)
+        words = tokenizer()
+        words.save_pretrained(backbone)
+    torch.manual_seed(0)
+    transformer = Transformer(str(backbone), max_seq_length=12)
+    network = SentenceTransformer(
+        modules=[transformer, Pooling(transformer.get_word_embedding_dimension())], device="cpu"
+    )
+    pairs = {
+        "sentence1": ["the cat sat", "a dog ran"] * 16,
+        "sentence2": ["the cat ran", "a log sat"] * 16,
+        "score": [0.9, 0.1] * 16,
+    }
+    common = COMMON | settings
+    return SentenceTransformerTrainer(
+        model=network,
+        args=SentenceTransformerTrainingArguments(output_dir=str(folder), **common),
+        train_dataset=Dataset.from_dict(pairs),
+        loss=CosineSimilarityLoss(network),
+        callbacks=[callback],
+    )
+
+
+LORA = {"peft_config": LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")}
+TRAINERS: dict[str, Any] = {
+    "sft": (sft, {}),
+    "sft-lora": (sft, LORA),
+    "sft-packed": (sft, {"packing": True, "packing_strategy": "wrapped", "max_length": 8}),
+    "dpo": (dpo, {}),
+    "sentences": (sentences, {}),
+}
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_it_guides(name: str, tmp_path: Path) -> None:
+    make, settings = TRAINERS[name]
+    callback = RGFTCallback(CONFIG)
+    trainer = make(tmp_path / "run", callback, **settings)
+    trainer.train()
+    assert callback.guide is not None
+    assert callback.guide.step == STEPS
+    assert (callback.guide.error_map.values > 0).any()
+    assert 0 < sum(callback.guide.plan.trained) < len(callback.guide.plan.trained)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
+    make, settings = TRAINERS[name]
+    callback = RGFTCallback(CONFIG)
+    whole = make(tmp_path / "run", callback, **settings)
+    whole.train()
+    again = RGFTCallback(CONFIG)
+    resumed = make(tmp_path / "run", again, **settings)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    assert same_state(values(whole.model), values(resumed.model))
+    assert callback.guide is not None and again.guide is not None
+    assert callback.guide.plan.lr_scale == again.guide.plan.lr_scale
+    assert torch.equal(callback.guide.error_map.values, again.guide.error_map.values)
+
+
+@pytest.mark.parametrize("name", TRAINERS)
+def test_a_budget_ends_it(name: str, tmp_path: Path) -> None:
+    make, settings = TRAINERS[name]
+    callback = RGFTCallback(CONFIG, budget=0.5)
+    trainer = make(tmp_path / "run", callback, **settings)
+    trainer.train()
+    assert callback.spending is not None
+    assert trainer.state.global_step < STEPS
+    assert callback.spending.spent == pytest.approx(callback.spending.limit, rel=0.15)
