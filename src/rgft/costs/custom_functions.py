@@ -69,11 +69,11 @@ def custom_functions(
         note(call)
         return call.result
 
-    Function.apply = classmethod(apply)
+    Function.apply = classmethod(apply)  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        Function.apply = plain
+        Function.apply = plain  # type: ignore[method-assign]
 
 
 def _priced(function: Callable[..., Any], args: tuple[Any, ...]) -> CustomCall:
