@@ -1,4 +1,4 @@
-"""Fill the tables in README and docs/budget.md from the records; no number is typed by hand.
+"""Fill the tables in README and the documentation from the records; no number is typed by hand.
 
 python benchmarks/tables.py          # write
 python benchmarks/tables.py --check  # fail if README is not what the records say
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import budget_grid
+import llm
+import llm_table
 from budget_grid import read as grid
 from comparison import METHODS, SEEDS, Cell, Done, best_rate, read
 
@@ -19,6 +21,8 @@ ROOT = Path(__file__).parent.parent
 RECORDS = ROOT / "benchmarks" / "records" / "comparison.jsonl"
 BEGIN, END = "<!-- comparison:begin -->", "<!-- comparison:end -->"
 GRID = ROOT / "benchmarks" / "records" / "budget_grid.jsonl"
+LLM = ROOT / "benchmarks" / "records" / "llm.jsonl"
+LLM_BEGIN, LLM_END = "<!-- llm:begin -->", "<!-- llm:end -->"
 GRID_BEGIN, GRID_END = "<!-- grid:begin -->", "<!-- grid:end -->"
 
 
@@ -74,6 +78,11 @@ def main() -> None:
     pages = {
         ROOT / "README.md": (BEGIN, END, table()),
         ROOT / "docs" / "budget.md": (GRID_BEGIN, GRID_END, budget_grid.table(grid(GRID))),
+        ROOT / "docs" / "integrations" / "llm.md": (
+            LLM_BEGIN,
+            LLM_END,
+            llm_table.page(llm.read(LLM)),
+        ),
     }
     for path, (begin, end, content) in pages.items():
         text = path.read_text(encoding="utf-8")

@@ -22,10 +22,17 @@ def _attention_backward(
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
-# The counter does not know the fused attention of CPUs.
+def _added_product(total: Any, left: Any, right: Any, **kwargs: Any) -> int:
+    del total, kwargs
+    (rows, inner), (_, columns) = left, right
+    return int(2 * rows * inner * columns)
+
+
+# The counter does not know the fused attention of CPUs, nor products added up in place.
 ON_CPU: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    torch.ops.aten.addmm_: _added_product,
 }
 
 

@@ -19,6 +19,7 @@ import torch
 from transformers import BertConfig, BertForSequenceClassification, TrainingArguments
 
 import rgft
+import tiny_chat
 from rgft.cli import app
 from rgft.tasks.columns import ID_NAMES, LABEL_NAMES, PAIR_NAMES, TEXT_NAMES
 
@@ -68,6 +69,8 @@ def what_the_reader_has() -> dict[str, Any]:
 def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     names = what_the_reader_has() if page == README else {}
+    if page.name == "llm.md":
+        names = {"model": tiny_chat.llama(), "tokenizer": tiny_chat.tokenizer()}
     names["__name__"] = "snippet"
     exec(compile(snippets(page), str(page), "exec"), names)
     if page == README:
@@ -172,6 +175,16 @@ def test_tables_of_memory_and_scale_are_what_the_records_say(
     ]
     assert all(text.count("\n") >= 2 for text in shown)
     assert [text for text in shown if text not in page] == []
+
+
+def test_page_of_the_language_model_is_what_the_records_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    llm, table = (importlib.import_module(name) for name in ("llm", "llm_table"))
+    page = (DOCS / "integrations" / "llm.md").read_text(encoding="utf-8")
+    shown = page.split("<!-- llm:begin -->\n")[1].split("\n<!-- llm:end -->")[0]
+    assert shown == table.page(llm.read(ROOT / "benchmarks" / "records" / "llm.jsonl"))
 
 
 def test_every_public_name_is_in_the_api_page() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import tiny_chat
 from rgft.error_map import ErrorMap
 
 FOLDER = Path(__file__).parent.parent / "examples"
@@ -16,11 +18,22 @@ PRINTED = {
     "plain_loop.py": "error map after step 12",
     "trainer.py": "the plan after 12 steps",
     "lora.py": "LoRA pairs after step 12",
+    "sft.py": "LoRA pairs after step 12",
 }
+
+
+def given(name: str, folder: Path) -> list[str]:
+    """What an example needs besides its steps."""
+    if name != "sft.py":
+        return []
+    rows = folder / "chats.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in tiny_chat.rows()), "utf-8")
+    return ["--model", str(tiny_chat.build(folder / "llama")), "--data", str(rows)]
 
 
 def run_example(name: str, folder: Path) -> str:
     command = [sys.executable, "-W", "error::RuntimeWarning", str(FOLDER / name), "--steps", "12"]
+    command += given(name, folder)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(
         command, cwd=folder, env=environment, capture_output=True, text=True, check=False

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.flop_counter import flop_registry
 from torch.utils.hooks import RemovableHandle
 
+from rgft.costs.custom_functions import CustomCall, custom_functions
 from rgft.costs.graph import Graph, Node, Span
 
 _QKV = ("query", "key", "value")
@@ -35,9 +36,10 @@ def trace(model: nn.Module, device: torch.device, args: Any, kwargs: Any) -> Gra
     where = next(model.parameters()).device
     args, kwargs = tree_map_only(Tensor, lambda t: t.detach().to(where), (args, kwargs))
     recorder, spans = _Recorder(), _Spans()
+    customs = custom_functions(recorder.note_custom, recorder.resting)
     parameters = {name: recorder.index(p) for name, p in model.named_parameters()}
     fused = _FusedAttention(recorder, device)
-    with spans.noting(model, recorder), torch.no_grad(), recorder, fused:
+    with spans.noting(model, recorder), torch.no_grad(), recorder, fused, customs:
         output = model(*args, **kwargs)
     outputs = frozenset(recorder.index(t) for t in _result(output))
     return Graph(tuple(recorder.nodes), parameters, outputs, spans.by_path())
@@ -67,6 +69,29 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._index[id(tensor)] = len(self._alive)
             self._alive.append(tensor)
         return self._index[id(tensor)]
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """In this block nothing is noted."""
+        paused, self.paused = self.paused, True
+        try:
+            yield
+        finally:
+            self.paused = paused
+
+    def note_custom(self, call: CustomCall) -> None:
+        """Note a custom autograd function as one operation."""
+        outputs = (t for t in tree_flatten(call.result)[0] if _differentiable(t))
+        gradients = zip(map(self.index, call.inputs), call.alone, strict=True)
+        self.nodes.append(
+            Node(
+                tuple(self.index(t) for t in call.inputs),
+                tuple(self.index(t) for t in outputs),
+                call.forward,
+                tuple(gradients),
+                call.joint,
+            )
+        )
 
     def __torch_dispatch__(
         self, func: Operator, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -156,11 +181,11 @@ class _FusedAttention(TorchFunctionMode):
     ) -> Any:
         del types
         kwargs = kwargs or {}
-        if func is not scaled_dot_product_attention or not self._fused(args, kwargs):
+        watched = func is scaled_dot_product_attention and not self._recorder.paused
+        if not watched or not self._fused(args, kwargs):
             return func(*args, **kwargs)
-        self._recorder.paused = True
-        result = func(*args, **kwargs)
-        self._recorder.paused = False
+        with self._recorder.resting():
+            result = func(*args, **kwargs)
         given = [*args, *kwargs.values()]
         tensors = [t for t in given if _differentiable(t)]
         query, key, value = ([*args, *(kwargs.get(n) for n in _QKV[len(args) :])])[:3]
@@ -179,10 +204,9 @@ class _FusedAttention(TorchFunctionMode):
 
         if self._device.type == "meta":
             return False
-        self._recorder.paused = True
-        args, kwargs = tree_map_only(Tensor, real, (args, kwargs))
-        choice = torch._fused_sdp_choice(*args, **kwargs)
-        self._recorder.paused = False
+        with self._recorder.resting():
+            args, kwargs = tree_map_only(Tensor, real, (args, kwargs))
+            choice = torch._fused_sdp_choice(*args, **kwargs)
         return int(choice) != SDPBackend.MATH.value
 
 
