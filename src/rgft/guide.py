@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from rgft.components import Component, partition
@@ -21,13 +22,24 @@ from rgft.errors import InputError
 from rgft.execution.binding import bind
 from rgft.execution.enforcement import Enforcement
 from rgft.execution.engagement import Engagement
+from rgft.execution.parallel import (
+    check_wrapper,
+    find_processes,
+    inside,
+    many,
+    refuse_engines,
+    settle_types,
+    when_wrapped,
+)
 from rgft.execution.plan_bypass import PlanBypass
+from rgft.execution.reduction import reduce_trained_only
 from rgft.execution.step_hooks import plain_optimizer, watch_steps
 from rgft.plan import Plan
 from rgft.planning import Planning
 from rgft.policies import find_policy
+from rgft.processes import Processes
 from rgft.refusals import check_together
-from rgft.resumption import check_state, decisive_settings
+from rgft.resumption import check_state, decisive_settings, what_is_shared
 from rgft.scoring import Probe, Scoring
 from rgft.signals import find_signal
 from rgft.spending import Spending
@@ -90,11 +102,14 @@ class Guide:
         self.config = config or Config()
         self.spending = spending
         self.optimizer = plain_optimizer(optimizer)
+        refuse_engines(model, optimizer)
+        wrapper, model = model, inside(model)
         previous = _GUIDES.get(model, lambda: None)()
         if previous is not None and previous._release.alive:
             raise InputError("this model already has a guide; call its close() first")
         parts = partition(model, self.config.granularity)
         self.binding = bind(model, self.optimizer, parts)
+        self._processes = find_processes(wrapper, self.binding.parameters.values())
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._decide_how(probe)
         self._engagement = Engagement(model, self.binding, self.config.engagement)
@@ -107,12 +122,20 @@ class Guide:
         )
         self.step = 0
         self.seconds = 0.0
+        settle_types(model)
+        self._handles: list[RemovableHandle] = []
+        if isinstance(wrapper, DistributedDataParallel) and self._processes is not None:
+            self._join(wrapper, self._processes)
+        elif self._processes is not None:
+            self._agree_with(self._processes)
+        elif many():
+            self._handles.append(when_wrapped(model, self._wrapped))
         self._release: weakref.finalize[Any, Any] = weakref.finalize(self, self._enforcement.end)
         _GUIDES[model] = weakref.ref(self)
         if self.config.total_steps is not None:
             self._timetable.warn_if_idle(self.config.total_steps)
         self._start()
-        self._handles: list[RemovableHandle] = [
+        self._handles += [
             *watch_steps(self.optimizer, self._before_step, self._after_step),
             self.optimizer.register_state_dict_pre_hook(self._enforcement.abandon_step),
         ]
@@ -128,8 +151,11 @@ class Guide:
             signal,
             probed=probe is not None,
             counted=spending is not None,
+            sharded=self.binding.sharded,
         )
-        self._scoring = Scoring(self.binding, config, signal, generator, probe)
+        self._scoring = Scoring(
+            self.binding, config, signal, generator, probe, self._processes
+        )
         self.error_map = self._scoring.error_map
         self._planning = Planning(
             self.components,
@@ -140,6 +166,25 @@ class Guide:
             spending=spending,
         )
         self._timetable = self._planning.timetable
+
+    def _wrapped(self, wrapper: DistributedDataParallel) -> None:
+        """The model turns out to be trained by several processes."""
+        with self._enforcement.suspended():
+            self._join(wrapper, Processes(wrapper.process_group))
+
+    def _join(self, wrapper: DistributedDataParallel, processes: Processes) -> None:
+        """Train with processes that have the whole model each."""
+        freezes = self._policy.freezes or self.config.frozen_below > 0
+        check_wrapper(wrapper, freezes=freezes)
+        if freezes:
+            reduce_trained_only(wrapper)
+        self._agree_with(processes)
+
+    def _agree_with(self, processes: Processes) -> None:
+        """Decide, and judge, with other processes; they must have been set up alike."""
+        processes.refuse_different("plan or settings", what_is_shared(self.config, self.plan))
+        self._processes = processes
+        self._planning.processes = self._engagement.processes = processes
 
     @property
     def plan(self) -> Plan:

@@ -56,6 +56,12 @@ class Processes:
         dist.all_reduce(joined, group=self._host)
         return [int(count) for count in joined]
 
+    def lists(self, texts: Sequence[str]) -> list[str]:
+        """The texts of all processes, one list after the other."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, list(texts), group=self._host)
+        return [str(text) for there in found for text in there]
+
     def texts(self, text: str) -> list[str]:
         """The texts of all processes, by rank."""
         found: list[Any] = [None] * self.size

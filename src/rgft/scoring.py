@@ -13,6 +13,7 @@ from rgft.config import Config
 from rgft.error_map import ErrorMap
 from rgft.execution.binding import Binding
 from rgft.execution.measuring import Measuring, Scores
+from rgft.processes import Processes
 from rgft.signals import Signal
 
 Probe = Callable[[int], Iterable[Tensor]]
@@ -27,6 +28,7 @@ class Scoring:
         signal: The one that they name.
         generator: The signal's source of randomness.
         probe: Yields per-sample losses, for a signal that needs them; see `Guide`.
+        processes: Those that hold parts of the parameters, if there are several.
 
     Attributes:
         error_map: The map.
@@ -40,9 +42,10 @@ class Scoring:
         signal: Signal,
         generator: torch.Generator,
         probe: Probe | None,
+        processes: Processes | None = None,
     ) -> None:
         self.signal = signal
-        self._measuring = Measuring(binding, signal, generator)
+        self._measuring = Measuring(binding, signal, generator, processes)
         self._probe, self._samples = probe, config.probe_samples
         self._warned = 0
         self.error_map = ErrorMap(

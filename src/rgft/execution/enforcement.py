@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -52,6 +55,15 @@ class Enforcement:
         apply_freezing(self._scale, self._revivable if probing else frozenset())
         if self.bypass is not None:
             self.bypass.follow(self.plan, lifted=probing)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Everything requires a gradient in this block, without being used."""
+        before = [parameter.requires_grad for parameter in self._parameters]
+        self._require_gradients()
+        yield
+        for parameter, required in zip(self._parameters, before, strict=True):
+            parameter.requires_grad_(required)
 
     def lift(self) -> None:
         """Let everything have a gradient, frozen for good or not, until the next `apply`."""
