@@ -123,22 +123,21 @@ class Guide:
         self.step = 0
         self.seconds = 0.0
         settle_types(model)
-        self._handles: list[RemovableHandle] = []
         if isinstance(wrapper, DistributedDataParallel) and self._processes is not None:
             self._join(wrapper, self._processes)
         elif self._processes is not None:
             self._agree_with(self._processes)
-        elif many():
-            self._handles.append(when_wrapped(model, self._wrapped))
         self._release: weakref.finalize[Any, Any] = weakref.finalize(self, self._enforcement.end)
         _GUIDES[model] = weakref.ref(self)
         if self.config.total_steps is not None:
             self._timetable.warn_if_idle(self.config.total_steps)
         self._start()
-        self._handles += [
+        self._handles: list[RemovableHandle] = [
             *watch_steps(self.optimizer, self._before_step, self._after_step),
             self.optimizer.register_state_dict_pre_hook(self._enforcement.abandon_step),
         ]
+        if self._processes is None and many():
+            self._handles.append(when_wrapped(model, self._wrapped))
 
     def _decide_how(self, probe: Probe | None) -> None:
         """Set up what goes from gradients to plans."""
@@ -153,9 +152,7 @@ class Guide:
             counted=spending is not None,
             sharded=self.binding.sharded,
         )
-        self._scoring = Scoring(
-            self.binding, config, signal, generator, probe, self._processes
-        )
+        self._scoring = Scoring(self.binding, config, signal, generator, probe, self._processes)
         self.error_map = self._scoring.error_map
         self._planning = Planning(
             self.components,
@@ -185,6 +182,8 @@ class Guide:
         processes.refuse_different("plan or settings", what_is_shared(self.config, self.plan))
         self._processes = processes
         self._planning.processes = self._engagement.processes = processes
+        if self.spending is not None:
+            self.spending.share(processes)
 
     @property
     def plan(self) -> Plan:

@@ -129,6 +129,8 @@ class Planning:
         self, error: Tensor, plan: Plan, step: int, gates: Mapping[str, list[int]] | None
     ) -> Tensor:
         """The policy's multipliers."""
+        if self._spending is not None:
+            self._spending.settle()
         situation = Situation(
             error=error.cpu(),
             components=self._components,

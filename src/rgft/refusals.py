@@ -10,7 +10,7 @@ from rgft.signals import Signal
 LAG_REFUSAL = "lag=False cannot freeze (backward has already run); use lag=True"
 
 
-def check_together(
+def check_together(  # noqa: PLR0913 - all that is looked at
     config: Config, policy: Policy, signal: Signal, *, probed: bool, counted: bool, sharded: bool
 ) -> None:
     """Refuse what lacks something that it needs.

@@ -35,7 +35,7 @@ class Scoring:
         signal: As given.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what a score depends on
         self,
         binding: Binding,
         config: Config,

@@ -19,7 +19,6 @@ from rgft.errors import EngagementError
 from rgft.execution.binding import Binding
 from rgft.plan import Plan
 from rgft.processes import Processes
-from rgft.shards import local
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # 4 bytes are summed modulo 2^32: for widening them as it sums, a CPU takes 20 times as long
@@ -171,7 +170,7 @@ class Engagement:
         """
         if self._plan is None or not len(result):
             return
-        changed, expected, *differ = result.bool().split(len(self._binding.pieces))
+        changed, expected, *differ = torch.split(result.bool(), len(self._binding.pieces))
         problems = [*self._problems, *self._movement(changed, expected), *self._silence()]
         problems += [p for flags in differ for p in self._difference(flags)]
         if self.processes is not None:  # what one has seen stops all

@@ -58,7 +58,11 @@ def check_wrapper(wrapper: DistributedDataParallel, *, freezes: bool) -> None:
     ignored = set(wrapper.parameters_to_ignore)
     named = wrapper.module.named_parameters()
     trainable = sum(p.requires_grad for name, p in named if name not in ignored)
-    reduced = int(wrapper._get_ddp_logging_data()["num_parameter_tensors"])
+    reduced = int(
+        wrapper._get_ddp_logging_data()[  # type: ignore[no-untyped-call]
+            "num_parameter_tensors"
+        ]
+    )
     if reduced != trainable:
         raise InputError(
             f"DistributedDataParallel reduces {reduced} parameters, of {trainable} that require a "
@@ -87,7 +91,7 @@ def when_wrapped(
 
     def look(module: nn.Module, args: Any) -> None:
         del args
-        wrapper = DistributedDataParallel._get_active_ddp_module()
+        wrapper = DistributedDataParallel._get_active_ddp_module()  # type: ignore[no-untyped-call]
         if wrapper is not None and wrapper.module is module:
             handle.remove()
             found(wrapper)

@@ -20,7 +20,10 @@ def reduce_trained_only(wrapper: DistributedDataParallel) -> None:
         wrapper.register_comm_hook(wrapper.process_group, _averaged)
 
 
-def _averaged(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+def _averaged(
+    group: Any,
+    bucket: dist.GradBucket,  # type: ignore[name-defined]
+) -> torch.futures.Future[Tensor]:
     """The mean of a bucket over all processes."""
     pairs = zip(bucket.parameters(), bucket.gradients(), strict=True)
     trained = [gradient for parameter, gradient in pairs if parameter.requires_grad]
@@ -35,12 +38,14 @@ def _averaged(group: Any, bucket: dist.GradBucket) -> torch.futures.Future[Tenso
     assert work is not None
 
     def unpack(future: Any) -> Tensor:
-        (reduced,) = future.value()
+        reduced: Tensor = future.value()[0]
         if whole:
-            return reduced  # type: ignore[no-any-return]
+            return reduced
         parts = reduced.split([gradient.numel() for gradient in trained])
         for gradient, part in zip(trained, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
-        return bucket.buffer()
+        buffer: Tensor = bucket.buffer()
+        return buffer
 
-    return work.get_future().then(unpack)
+    mean: torch.futures.Future[Tensor] = work.get_future().then(unpack)
+    return mean
