@@ -41,7 +41,7 @@ def _averaged(
         reduced: Tensor = future.value()[0]
         if whole:
             return reduced
-        parts = reduced.split([gradient.numel() for gradient in trained])
+        parts = torch.split(reduced, [gradient.numel() for gradient in trained])
         for gradient, part in zip(trained, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
         buffer: Tensor = bucket.buffer()
