@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from rgft.components import Component, partition
@@ -22,13 +23,24 @@ from rgft.execution.binding import bind
 from rgft.execution.checkpointing import restore_truncation
 from rgft.execution.enforcement import Enforcement
 from rgft.execution.engagement import Engagement
+from rgft.execution.parallel import (
+    check_wrapper,
+    find_processes,
+    inside,
+    many,
+    refuse_engines,
+    settle_types,
+    when_wrapped,
+)
 from rgft.execution.plan_bypass import PlanBypass
+from rgft.execution.reduction import reduce_trained_only
 from rgft.execution.step_hooks import plain_optimizer, watch_steps
 from rgft.plan import Plan
 from rgft.planning import Planning
 from rgft.policies import find_policy
+from rgft.processes import Processes
 from rgft.refusals import check_optimizer, check_together
-from rgft.resumption import check_state, decisive_settings
+from rgft.resumption import check_state, decisive_settings, what_is_shared
 from rgft.scoring import Probe, Scoring
 from rgft.signals import find_signal
 from rgft.spending import Spending
@@ -91,11 +103,14 @@ class Guide:
         self.config = config or Config()
         self.spending = spending
         self.optimizer = plain_optimizer(optimizer)
+        refuse_engines(model, optimizer)
+        wrapper, model = model, inside(model)
         previous = _GUIDES.get(model, lambda: None)()
         if previous is not None and previous._release.alive:
             raise InputError("this model already has a guide; call its close() first")
         parts = partition(model, self.config.granularity)
         self.binding = bind(model, self.optimizer, parts)
+        self._processes = find_processes(wrapper, self.binding.parameters.values())
         self._generator = torch.Generator().manual_seed(self.config.seed)
         self._decide_how(probe)
         self._engagement = Engagement(model, self.binding, self.config.engagement, self.optimizer)
@@ -108,6 +123,11 @@ class Guide:
         )
         self.step = 0
         self.seconds = 0.0
+        settle_types(model)
+        if isinstance(wrapper, DistributedDataParallel) and self._processes is not None:
+            self._join(wrapper, self._processes)
+        elif self._processes is not None:
+            self._agree_with(self._processes)
         self._release: weakref.finalize[Any, Any] = weakref.finalize(self, self._enforcement.end)
         _GUIDES[model] = weakref.ref(self)
         if self.config.total_steps is not None:
@@ -121,6 +141,8 @@ class Guide:
         if any(hasattr(module, "adapter_layer_names") for module in model.modules()):
             # peft makes all adapters require gradients again when they are switched
             self._handles.append(model.register_forward_pre_hook(self._enforcement.keep))
+        if self._processes is None and many():
+            self._handles.append(when_wrapped(model, self._wrapped))
 
     def _decide_how(self, probe: Probe | None) -> None:
         """Set up what goes from gradients to plans."""
@@ -133,9 +155,10 @@ class Guide:
             signal,
             probed=probe is not None,
             counted=spending is not None,
+            sharded=self.binding.sharded,
         )
         check_optimizer(self.optimizer, config)
-        self._scoring = Scoring(self.binding, config, signal, generator, probe)
+        self._scoring = Scoring(self.binding, config, signal, generator, probe, self._processes)
         self.error_map = self._scoring.error_map
         self._planning = Planning(
             self.components,
@@ -146,6 +169,27 @@ class Guide:
             spending=spending,
         )
         self._timetable = self._planning.timetable
+
+    def _wrapped(self, wrapper: DistributedDataParallel) -> None:
+        """The model turns out to be trained by several processes."""
+        with self._enforcement.suspended():
+            self._join(wrapper, Processes(wrapper.process_group))
+
+    def _join(self, wrapper: DistributedDataParallel, processes: Processes) -> None:
+        """Train with processes that have the whole model each."""
+        freezes = self._policy.freezes or self.config.frozen_below > 0
+        check_wrapper(wrapper, freezes=freezes)
+        if freezes:
+            reduce_trained_only(wrapper)
+        self._agree_with(processes)
+
+    def _agree_with(self, processes: Processes) -> None:
+        """Decide, and judge, with other processes; they must have been set up alike."""
+        processes.refuse_different("plan or settings", what_is_shared(self.config, self.plan))
+        self._processes = processes
+        self._planning.processes = self._engagement.processes = processes
+        if self.spending is not None:
+            self.spending.share(processes)
 
     @property
     def plan(self) -> Plan:

@@ -16,6 +16,7 @@ from rgft.errors import InputError
 from rgft.plan import Plan
 from rgft.policies import Policy, Situation
 from rgft.policies.options import hold, mean_one
+from rgft.processes import Processes
 from rgft.refusals import LAG_REFUSAL
 from rgft.signals import Signal
 from rgft.spending import Spending
@@ -36,6 +37,7 @@ class Planning:
     Attributes:
         never: Components that stay frozen, bool `[K]`.
         timetable: When decisions fall.
+        processes: Those that train the model together, if there are several; the first decides.
 
     Raises:
         InputError: The settings freeze every component.
@@ -51,6 +53,7 @@ class Planning:
         generator: torch.Generator,
         spending: Spending | None,
     ) -> None:
+        self.processes: Processes | None = None
         self._components, self._config = components, config
         self._policy, self._signal = policy, signal
         self._generator, self._spending = generator, spending
@@ -93,6 +96,8 @@ class Planning:
             InputError: The policy gave no multipliers, or those that cannot be carried out.
         """
         scale = self._wanted(error, plan, step, gates)
+        if self.processes is not None:
+            scale = self.processes.of_first(scale)
         scale[self._always & (scale == 0)] = 1.0
         scale[self.never] = 0.0
         if self._config.min_stay and step:
@@ -124,6 +129,8 @@ class Planning:
         self, error: Tensor, plan: Plan, step: int, gates: Mapping[str, list[int]] | None
     ) -> Tensor:
         """The policy's multipliers."""
+        if self._spending is not None:
+            self._spending.settle()
         situation = Situation(
             error=error.cpu(),
             components=self._components,

@@ -13,8 +13,8 @@ from rgft.signals import Signal
 LAG_REFUSAL = "lag=False cannot freeze (backward has already run); use lag=True"
 
 
-def check_together(
-    config: Config, policy: Policy, signal: Signal, *, probed: bool, counted: bool
+def check_together(  # noqa: PLR0913 - all that is looked at
+    config: Config, policy: Policy, signal: Signal, *, probed: bool, counted: bool, sharded: bool
 ) -> None:
     """Refuse what lacks something that it needs.
 
@@ -24,6 +24,7 @@ def check_together(
         signal: The one that they name.
         probed: Whether there is a probe.
         counted: Whether spending is counted.
+        sharded: Whether processes hold parts of the parameters.
 
     Raises:
         InputError: Something is missing, or has no effect.
@@ -32,6 +33,16 @@ def check_together(
     if signal.source == "samples" and not probed:
         raise InputError(
             f"the signal {config.signal!r} needs per-sample losses: give Guide(..., probe=...)"
+        )
+    if sharded and signal.source == "samples":
+        raise InputError(
+            f"the signal {config.signal!r} needs per-sample gradients, which sharded parameters "
+            "(FSDP2) do not get; choose a gradient signal, such as 'grad-norm', or use DDP"
+        )
+    if sharded and config.bypass:
+        raise InputError(
+            "bypass=True runs a copy of the model to find its branches, and a sharded model "
+            "(FSDP2) cannot be copied; drop it, or use DDP"
         )
     if policy.uses_costs and not counted:
         raise InputError(

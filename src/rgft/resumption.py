@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from rgft.components import Component
 from rgft.config import Config
 from rgft.errors import InputError
+from rgft.plan import Plan
+from rgft.policies import Policy
+from rgft.signals import Signal
 
 BY_COMPONENT = ("lr_scale", "raw", "switched")  # parts with one value a component
 
@@ -20,6 +24,15 @@ def decisive_settings(config: Config) -> str:
         f"signal={signal} p={c.p:g} beta={c.beta:g} bias_correction={c.bias_correction} "
         f"policy={policy}"
     )
+
+
+def what_is_shared(config: Config, plan: Plan) -> str:
+    """What every process must have alike, in one line."""
+    values = {field.name: getattr(config, field.name) for field in fields(config)}
+    shown = {k: getattr(v, "__qualname__", v) for k, v in values.items()}
+    shown |= {k: type(v).__name__ for k, v in shown.items() if isinstance(v, (Signal, Policy))}
+    settings = " ".join(f"{name}={value}" for name, value in shown.items())
+    return f"{settings} for {sum(c.numel for c in plan.components)} parameters: {plan.lr_scale}"
 
 
 def check_state(state: Mapping[str, Any], components: Sequence[Component], config: Config) -> None:

@@ -13,6 +13,7 @@ from rgft.config import Config
 from rgft.error_map import ErrorMap
 from rgft.execution.binding import Binding
 from rgft.execution.measuring import Measuring, Scores
+from rgft.processes import Processes
 from rgft.signals import Signal
 
 Probe = Callable[[int], Iterable[Tensor]]
@@ -27,22 +28,24 @@ class Scoring:
         signal: The one that they name.
         generator: The signal's source of randomness.
         probe: Yields per-sample losses, for a signal that needs them; see `Guide`.
+        processes: Those that hold parts of the parameters, if there are several.
 
     Attributes:
         error_map: The map.
         signal: As given.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - what a score depends on
         self,
         binding: Binding,
         config: Config,
         signal: Signal,
         generator: torch.Generator,
         probe: Probe | None,
+        processes: Processes | None = None,
     ) -> None:
         self.signal = signal
-        self._measuring = Measuring(binding, signal, generator)
+        self._measuring = Measuring(binding, signal, generator, processes)
         self._probe, self._samples = probe, config.probe_samples
         self._warned = 0
         self.error_map = ErrorMap(

@@ -39,6 +39,9 @@ class Statistics:
         samples: How many samples the last two are means of.
         stacked: For each tensor, the dimension along which it is a stack of slices, or None if it
             is one slice; empty if all are.
+        gathered: Where parameters are sharded: what each process has, `[K]`, of all processes,
+            `[R, K]`. The tensors are then the parts that this process holds.
+        counted: Which slices this process counts, others having the same, `[n]`; None for all.
     """
 
     owner: Tensor
@@ -51,6 +54,8 @@ class Statistics:
     mean_square: Tensor = field(default_factory=lambda: torch.zeros(0))
     samples: int = 0
     stacked: Sequence[int | None] = ()
+    gathered: Callable[[Tensor], Tensor] | None = None
+    counted: Tensor | None = None
 
     def norm(self, tensors: Sequence[Tensor], p: float) -> Tensor:
         r"""The p-norm over all slices of each component, `[K]`.
@@ -68,12 +73,21 @@ class Statistics:
             else torch.linalg.vector_norm(t[..., None], p, _across(t, dim), dtype=dtype)
             for t, dim in zip(tensors, stacked, strict=True)
         )
-        largest = norms.new_zeros(len(self.numel)).scatter_reduce(0, self.owner, norms, "amax")
+        joined = self._joined(norms, self.owner, p)
+        if self.gathered is None:
+            return joined
+        rows = self.gathered(joined)
+        owners = torch.arange(len(self.numel), device=rows.device).repeat(len(rows))
+        return self._joined(rows.flatten(), owners, p)
+
+    def _joined(self, norms: Tensor, owner: Tensor, p: float) -> Tensor:
+        """The p-norm of each component from norms of its parts."""
+        largest = norms.new_zeros(len(self.numel)).scatter_reduce(0, owner, norms, "amax")
         if p == math.inf:
             return largest
         scale = torch.where(largest > 0, largest, 1.0)
-        share = (norms / scale[self.owner]) ** p
-        total = torch.zeros_like(largest).index_add_(0, self.owner, share)
+        share = (norms / scale[owner]) ** p
+        total = torch.zeros_like(largest).index_add_(0, owner, share)
         return torch.where(largest > 0, scale * total ** (1 / p), largest)
 
     def sum(self, tensors: Iterable[Tensor]) -> Tensor:
@@ -83,7 +97,8 @@ class Statistics:
             t.sum(dtype=dtype) if dim is None else t[..., None].sum(_across(t, dim), dtype=dtype)
             for t, dim in zip(tensors, self.stacked or repeat(None), strict=bool(self.stacked))
         )
-        return sums.new_zeros(len(self.numel)).index_add_(0, self.owner, sums)
+        found = sums.new_zeros(len(self.numel)).index_add_(0, self.owner, sums)
+        return found if self.gathered is None else self.gathered(found).sum(0)
 
     def dot(self, left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:
         r"""Inner product :math:`\langle a, b \rangle` over all slices of each component, `[K]`."""
@@ -93,10 +108,13 @@ class Statistics:
     def _gather(self, values: Iterable[Tensor]) -> Tensor:
         """Values of all slices as one vector on the device and in the precision of `numel`."""
         found, like = list(values), self.numel
+        if not found:  # all that this process holds is of other components
+            return like.new_zeros(0)
         if len({v.device for v in found}) > 1:
             found = [v.to(like.device, non_blocking=True) for v in found]
         joined = torch.cat([v.reshape(-1) for v in found]) if self.stacked else torch.stack(found)
-        return joined.to(like)
+        joined = joined.to(like)
+        return joined if self.counted is None else torch.where(self.counted, joined, 0)
 
 
 def _across(tensor: Tensor, dim: int) -> tuple[int, ...]:

@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from rgft.components import Component
 from rgft.costs import ComponentCosts, FlopMeter, component_costs
 from rgft.costs.conditions import Gates
 from rgft.costs.graph import Graph
 from rgft.errors import InputError
+from rgft.processes import Processes
 from rgft.stages import STAGES, Stage, Yardstick, best_stage, worth_going_on
 
 SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0}
@@ -121,6 +124,9 @@ class Spending:
         self._full, self._batches, self._clock = full, batches, clock
         self._started = clock()
         self._before = self._last = 0.0
+        self._processes: Processes | None = None
+        self._shared = (0, 0, 0)  # spent, full and batches of all processes
+        self._elapsed = 0.0  # on the clock of the first of them
         self._costs: tuple[Graph, Gates | None, ComponentCosts] | None = None
 
     @property
@@ -129,14 +135,27 @@ class Spending:
         if self._full is not None:
             return float(self._full)
         assert self._batches is not None
-        return self.meter.full / max(self.meter.batches, 1) * self._batches
+        _, full, batches = self._counts
+        processes = 1 if self._processes is None else self._processes.size
+        return full / max(batches, 1) * self._batches * processes
 
     @property
     def spent(self) -> float:
         """FLOPs, or seconds, so far."""
         if self.budget.seconds is not None:
-            return self.seconds + self._clock() - self._started
-        return float(self.meter.spent)
+            return self._elapsed if self._processes else self._seconds
+        return float(self._counts[0])
+
+    @property
+    def _seconds(self) -> float:
+        return self.seconds + self._clock() - self._started
+
+    @property
+    def _counts(self) -> tuple[int, int, int]:
+        """What was spent, what full fine-tuning would have spent, and batches, of all processes."""
+        if self._processes is not None:
+            return self._shared
+        return self.meter.spent, self.meter.full, self.meter.batches
 
     @property
     def limit(self) -> float:
@@ -189,7 +208,8 @@ class Spending:
         """Judge the stage that has ended; whether another one has begun.
 
         Args:
-            validation: The validation metric of the model as it is now.
+            validation: The validation metric of the model as it is now; with several processes
+                that of the first counts.
 
         Raises:
             InputError: None has ended.
@@ -199,6 +219,9 @@ class Spending:
                 "no stage has ended: close_stage is for a budget that is auto, where stage_ended "
                 "is true, once a stage"
             )
+        if self._processes is not None:
+            value = torch.tensor(validation, dtype=torch.float64)
+            validation = float(self._processes.of_first(value))
         self.stages.append(Stage(self.spent / self.full, float(validation)))
         following = [i for i in range(self._open + 1, len(self._ends)) if not self._passed(i)]
         values = [stage.validation for stage in self.stages]
@@ -208,9 +231,30 @@ class Spending:
         return not self._over
 
     def step(self) -> None:
-        """Note that an optimizer step has ended."""
+        """Note that an optimizer step has ended. Every process has to."""
+        self.settle()
         spent = self.spent
         self._last, self._before = spent - self._before, spent
+
+    def share(self, processes: Processes) -> None:
+        """The budget is one of several processes; what all did alike so far counts once."""
+        self._processes = processes
+        self._count_once()
+        self.settle()
+
+    def settle(self) -> None:
+        """Sum up what the processes have spent, so that all go by the same, and by one clock."""
+        if self._processes is None:
+            return
+        meter = self.meter
+        spent, full, batches = self._processes.totals([meter.spent, meter.full, meter.batches])
+        self._shared = spent, full, batches
+        seconds = torch.tensor(self._seconds, dtype=torch.float64)
+        self._elapsed = float(self._processes.of_first(seconds))
+
+    def _count_once(self) -> None:
+        if self._processes is not None and self._processes.rank:
+            self.meter.spent = self.meter.full = self.meter.batches = 0
 
     def paced(self, schedule: Callable[[int], float], steps: int) -> Callable[[int], float]:
         """A schedule over `steps` steps as one over the budget, whatever step it is asked for.
@@ -242,11 +286,12 @@ class Spending:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
+        spent, full, batches = self._counts
         return {
-            "spent": self.meter.spent,
-            "full": self.meter.full,
-            "batches": self.meter.batches,
-            "seconds": self.seconds + self._clock() - self._started,
+            "spent": spent,
+            "full": full,
+            "batches": batches,
+            "seconds": self._seconds,
             "last": [self._before, self._last],
             "stages": [[stage.share, stage.validation] for stage in self.stages],
             "stage": [self._open, self._began, self._over],
@@ -260,3 +305,5 @@ class Spending:
         self._before, self._last = (float(x) for x in state["last"])
         self.stages = [Stage(*map(float, stage)) for stage in state["stages"]]
         self._open, self._began, self._over = state["stage"]
+        self._count_once()
+        self.settle()

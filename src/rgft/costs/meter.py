@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rgft.costs.graph import Graph
 from rgft.costs.model import Action, CostModel
@@ -36,6 +37,8 @@ class FlopMeter:
     """
 
     def __init__(self, model: nn.Module, reference: CostModel | None = None) -> None:
+        if isinstance(model, DistributedDataParallel):
+            model = model.module
         self.costs = CostModel(model)
         self._reference = reference or self.costs
         self.model = model

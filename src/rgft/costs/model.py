@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,13 +99,32 @@ def _without_values(model: nn.Module) -> nn.Module:
     """A copy of `model` on the meta device; the values are never copied."""
     memo: dict[int, Any] = {}
     for tensor in [*model.parameters(), *model.buffers()]:
-        empty = torch.empty_like(tensor, device="meta")
+        # of a DTensor the whole, too
+        empty = torch.empty_strided(
+            tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
+        )
         memo[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
-    twin = copy.deepcopy(model, memo)
-    for module in twin.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return twin
+    for module in model.modules():  # what hooks hold is not copied
+        for name, value in vars(module).items():
+            if name.endswith("_hooks") and isinstance(value, dict):
+                memo[id(value)] = type(value)()
+    with _own_classes(model):
+        return copy.deepcopy(model, memo)
+
+
+@contextmanager
+def _own_classes(model: nn.Module) -> Iterator[None]:
+    """Modules are of the classes that they had before FSDP2 made them its own, which refuse."""
+    before = [(m, type(m)) for m in model.modules() if type(m).__name__.startswith("FSDP")]
+    sharding = sys.modules.get("torch.distributed.fsdp")
+    own = [(m, c) for m, c in before if sharding and issubclass(c, sharding.FSDPModule)]
+    for module, kind in own:
+        module.__class__ = kind.__mro__[2]
+    try:
+        yield
+    finally:
+        for module, kind in own:
+            module.__class__ = kind
 
 
 def _shapes(tree: Any, training: bool) -> Any:

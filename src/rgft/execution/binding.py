@@ -11,26 +11,35 @@ from torch import Tensor, nn
 
 from rgft.components import Component, ParameterSlice
 from rgft.errors import InputError
+from rgft.shards import extent, is_sharded, local
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A slice of a live parameter and the index of the component that owns it."""
+    """A slice of a live parameter and the index of the component that owns it.
+
+    Attributes:
+        component: The index.
+        parameter: The parameter.
+        slice: Of the whole parameter.
+        held: The same in the part of the parameter that this process holds; perhaps empty.
+    """
 
     component: int
     parameter: nn.Parameter
     slice: ParameterSlice
+    held: ParameterSlice
 
     @property
     def weight(self) -> Tensor:
         """The present values, without gradient tracking."""
-        return self.slice.of(self.parameter.detach())
+        return self.held.of(local(self.parameter.detach()))
 
     @property
     def grad(self) -> Tensor:
         """The present gradient; the parameter must have one."""
         assert self.parameter.grad is not None
-        return self.slice.of(self.parameter.grad)
+        return self.held.of(local(self.parameter.grad))
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,15 @@ class Division:
             else torch.unflatten(tensor, self.dim, (len(self.owners), -1))
         )
 
+    def held(self, parameter: nn.Parameter) -> Division:
+        """How the part of the parameter that this process holds is divided."""
+        if self.dim is None or not is_sharded(parameter):
+            return self
+        begin, end = extent(parameter, self.dim)
+        size = parameter.shape[self.dim] // len(self.owners)
+        fine = math.gcd(size, begin, end)  # a process may hold a part of a block
+        return Division(self.dim, tuple(self.owners[i // size] for i in range(begin, end, fine)))
+
 
 @dataclass(frozen=True, slots=True)
 class Binding:
@@ -65,6 +83,7 @@ class Binding:
         parameters: Adaptable parameters by name: in the optimizer and requiring a gradient.
         pieces_of: For each adaptable parameter, the indices of its pieces.
         divisions: For each adaptable parameter, how components share it.
+        held: The same of the parts of them that this process holds.
     """
 
     components: tuple[Component, ...]
@@ -72,6 +91,12 @@ class Binding:
     parameters: dict[str, nn.Parameter]
     pieces_of: dict[nn.Parameter, tuple[int, ...]]
     divisions: dict[nn.Parameter, Division]
+    held: dict[nn.Parameter, Division]
+
+    @property
+    def sharded(self) -> bool:
+        """Whether processes hold parts of the parameters (FSDP2)."""
+        return any(map(is_sharded, self.parameters.values()))
 
     @property
     def device(self) -> torch.device:
@@ -120,15 +145,31 @@ def bind(
         for part in slices:
             parameter = adaptable[part.parameter]
             pieces_of[parameter] = (*pieces_of.get(parameter, ()), len(pieces))
-            pieces.append(Piece(len(kept), parameter, part))
+            pieces.append(Piece(len(kept), parameter, part, _held(part, parameter)))
         if slices:
-            numel = sum(s.of(adaptable[s.parameter].detach()).numel() for s in slices)
+            numel = sum(_numel(s, adaptable[s.parameter]) for s in slices)
             kept.append(replace(component, slices=tuple(slices), numel=numel))
     divisions = {
         parameter: _division(parameter, [pieces[i] for i in indices])
         for parameter, indices in pieces_of.items()
     }
-    return Binding(tuple(kept), tuple(pieces), adaptable, pieces_of, divisions)
+    held = {parameter: division.held(parameter) for parameter, division in divisions.items()}
+    return Binding(tuple(kept), tuple(pieces), adaptable, pieces_of, divisions, held)
+
+
+def _held(part: ParameterSlice, parameter: nn.Parameter) -> ParameterSlice:
+    """A slice in the part of the parameter that this process holds."""
+    if part.dim is None or not is_sharded(parameter):
+        return part
+    begin, end = extent(parameter, part.dim)
+    start, stop = (min(max(at, begin), end) - begin for at in (part.start, part.stop))
+    return ParameterSlice(part.parameter, part.dim, start, stop)
+
+
+def _numel(part: ParameterSlice, parameter: nn.Parameter) -> int:
+    if part.dim is None:
+        return parameter.numel()
+    return parameter.numel() // parameter.shape[part.dim] * (part.stop - part.start)
 
 
 def _division(parameter: nn.Parameter, pieces: Sequence[Piece]) -> Division:

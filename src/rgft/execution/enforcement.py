@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,6 +71,16 @@ class Enforcement:
         for parameter, wanted in self._wanted.items():
             if parameter.requires_grad != wanted:
                 parameter.requires_grad_(wanted)
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Everything requires a gradient in this block, without being used."""
+        before, wanted = [p.requires_grad for p in self._parameters], self._wanted
+        self._require_gradients()
+        yield
+        self._wanted = wanted
+        for parameter, required in zip(self._parameters, before, strict=True):
+            parameter.requires_grad_(required)
 
     def lift(self) -> None:
         """Let everything have a gradient, frozen for good or not, until the next `apply`."""

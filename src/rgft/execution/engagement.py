@@ -19,6 +19,7 @@ from rgft.errors import EngagementError
 from rgft.execution.binding import Binding
 from rgft.execution.relative_rates import chooses_its_rate
 from rgft.plan import Plan
+from rgft.processes import Processes
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # 4 bytes are summed modulo 2^32: for widening them as it sums, a CPU takes 20 times as long
@@ -65,6 +66,11 @@ class Engagement:
         binding: Its adaptable components.
         mode: "error", "warn" or "off".
         optimizer: Whose steps are watched.
+
+    Attributes:
+        processes: Those that train the model together, if there are several: all judge alike, and
+            whatever they do not share parts of has to be the same in all.
+        paused: While frozen components are probed, activations do require a gradient.
     """
 
     def __init__(
@@ -84,7 +90,8 @@ class Engagement:
         self._stepped = False
         self._looked = False
         self._open = False  # whether a trained module has run in the present forward pass
-        self.paused = False  # while frozen components are probed, activations do require a gradient
+        self.processes: Processes | None = None
+        self.paused = False
 
     def begin(self, plan: Plan) -> None:
         """Watch `plan`, which is in force from the next forward pass on."""
@@ -165,11 +172,22 @@ class Engagement:
         return fingerprints(self._binding, None if optimizer is None else optimizer.state)
 
     def result(self) -> Tensor:
-        """Per piece, whether it changed and whether it should have: int64 `[2n]`, on the device."""
+        """Per piece, whether it changed and whether it should have: int64 `[2n]`, on the device.
+
+        With several processes: in any of them, and whether it is not the same in all, `[3n]`.
+        """
         if self._plan is None or not self._stepped:
             return torch.empty(0)
-        changed = self._fingerprints() != self._before
-        return torch.cat([changed, self._expected]).long()
+        now = self._fingerprints()
+        found = torch.cat([now != self._before, self._expected]).long()
+        if self.processes is None:
+            return found
+        # the greatest value and the least: where they differ, processes do
+        sums = torch.zeros_like(now) if self._binding.sharded else now
+        found = self.processes.greatest(torch.cat([found, sums, ~sums]))
+        count = len(now)
+        differ = found[2 * count : 3 * count] != ~found[3 * count :]
+        return torch.cat([found[: 2 * count], differ.long()])
 
     def judge(self, result: Tensor) -> None:
         """Say what went wrong, given `result` on the host; then stop watching.
@@ -179,8 +197,11 @@ class Engagement:
         """
         if self._plan is None or not len(result):
             return
-        changed, expected = result.bool().chunk(2)
+        changed, expected, *differ = torch.split(result.bool(), len(self._binding.pieces))
         problems = [*self._problems, *self._movement(changed, expected), *self._silence()]
+        problems += [p for flags in differ for p in self._difference(flags)]
+        if self.processes is not None:  # what one has seen stops all
+            problems = list(dict.fromkeys(p for p in self.processes.lists(problems)))
         self.end()
         if problems:
             message = "the plan was not carried out: " + "; ".join(problems[:3])
@@ -206,6 +227,15 @@ class Engagement:
                 "no trained parameter moved, although gradients and learning rate are not 0"
             )
         return problems
+
+    def _difference(self, differ: Tensor) -> list[str]:
+        """Parameters that are not the same in all processes."""
+        found = [self._binding.pieces[i].slice.parameter for i in torch.nonzero(differ).flatten()]
+        return [
+            f"parameter '{name}' is not the same in all processes (was it frozen when "
+            "DistributedDataParallel was built, or is it stepped without its gradient reduced?)"
+            for name in found[:1]
+        ]
 
     def _silence(self) -> list[str]:
         """Whether all that was to train in the layers is without a gradient."""

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from rgft.errors import InputError
 from rgft.execution.binding import Binding, Division
+from rgft.processes import Processes
+from rgft.shards import counts_here, local
 from rgft.signals import Signal, Statistics
 
 Scores = tuple[Tensor, Tensor]  # per component: the score `[K]`, whether there is one, bool `[K]`
@@ -21,17 +23,21 @@ class Layout:
 
     Attributes:
         indices: Which of the adaptable parameters.
-        divided: Those that several components share, by position in `indices`.
+        held: Those of them of which this process holds any element.
+        divided: Those that several components share, by position in `held`.
         owner: See `Statistics`.
         stacked: See `Statistics`.
         observed: Which components are among them, bool `[K]`.
+        counted: See `Statistics`.
     """
 
     indices: tuple[int, ...]
+    held: tuple[int, ...]
     divided: tuple[tuple[int, Division], ...]
     owner: Tensor
     stacked: tuple[int | None, ...]
     observed: Tensor
+    counted: Tensor | None
 
     def slices(self, tensors: Iterable[Tensor]) -> list[Tensor]:
         """The tensors, one a parameter, as stacks of slices where components share them."""
@@ -44,13 +50,22 @@ class Layout:
 class Measuring:
     """Applies a signal to the parameters that have a gradient. Never waits for the device."""
 
-    def __init__(self, binding: Binding, signal: Signal, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        binding: Binding,
+        signal: Signal,
+        generator: torch.Generator,
+        processes: Processes | None = None,
+    ) -> None:
         self.signal = signal
         self._generator = generator
+        self._sharers = processes if binding.sharded else None
         self._numel = binding.numel()
         self._parameters = tuple(binding.parameters.values())
-        self._divisions = tuple(binding.divisions[p] for p in self._parameters)
-        self._owners = self._owners_of_each()
+        self._divisions = tuple(binding.held[p] for p in self._parameters)
+        self._owners = self._owners_of_each(self._divisions)
+        whole = [binding.divisions[p] for p in self._parameters]
+        self._all_owners = self._owners_of_each(whole) if binding.sharded else self._owners
         self._layout = self._all = self._lay_out(tuple(range(len(self._parameters))))
         self._before: dict[int, Tensor] = {}
 
@@ -68,12 +83,13 @@ class Measuring:
             return None
         observed = self._with_gradient()
         if self.signal.source == "update":
-            self._before = {i: self._parameters[i].detach().clone() for i in observed}
+            self._before = {i: self._here(i).clone() for i in observed}
             return None
         if not observed:
             return None
-        weights = [self._parameters[i] for i in observed]
-        return self._score(observed, self._grads(observed, inverse_scale), weights)
+        held = self._laid_out(observed).held
+        weights = [self._here(i) for i in held]
+        return self._score(self._grads(held, inverse_scale), weights)
 
     def after_step(self) -> Scores | None:
         """Scores of an "update" signal, from what the step changed."""
@@ -84,9 +100,10 @@ class Measuring:
         observed = tuple(i for i in self._with_gradient() if i in before)
         if not observed:
             return None
-        weights = [before[i] for i in observed]
-        updates = [self._parameters[i].detach() - before[i] for i in observed]
-        return self._score(observed, self._grads(observed, None), weights, updates)
+        held = self._laid_out(observed).held
+        weights = [before[i] for i in held]
+        updates = [self._here(i) - before[i] for i in held]
+        return self._score(self._grads(held, None), weights, updates)
 
     def from_samples(self, losses: Iterable[Tensor]) -> Scores:
         """Scores of a "samples" signal from per-sample losses; gradients are left as they are.
@@ -123,22 +140,31 @@ class Measuring:
 
     def _grads(self, observed: Sequence[int], inverse_scale: Tensor | None) -> list[Tensor]:
         found = [self._parameters[i].grad for i in observed]
-        grads = [g for g in found if g is not None]
+        grads = [local(g) for g in found if g is not None]
         if any(g.is_sparse for g in grads):
             raise InputError(
                 "sparse gradients have no score; build the embedding with sparse=False"
             )
-        return grads if inverse_scale is None else list(torch._foreach_mul(grads, inverse_scale))
+        if inverse_scale is None or not grads:
+            return grads
+        return list(torch._foreach_mul(grads, local(inverse_scale)))
+
+    def _here(self, index: int) -> Tensor:
+        """What this process holds of a parameter."""
+        return local(self._parameters[index].detach())
+
+    def _laid_out(self, observed: tuple[int, ...]) -> Layout:
+        """The layout of the parameters that have a gradient now."""
+        if observed != self._layout.indices:
+            self._layout = self._lay_out(observed)
+        return self._layout
 
     def _score(
         self,
-        observed: tuple[int, ...],
         grads: list[Tensor],
         weights: Sequence[Tensor],
         updates: Sequence[Tensor] = (),
     ) -> Scores:
-        if observed != self._layout.indices:
-            self._layout = self._lay_out(observed)
         layout, slices = self._layout, self._layout.slices
         with torch.no_grad():
             statistics = replace(
@@ -149,20 +175,44 @@ class Measuring:
             )
             return self.signal.score(statistics), layout.observed
 
-    def _owners_of_each(self) -> tuple[Tensor, ...]:
+    def _owners_of_each(self, divisions: Sequence[Division]) -> tuple[Tensor, ...]:
         """Component of each slice of each parameter, on the device."""
-        owners = [d.owners for d in self._divisions]
+        owners = [d.owners for d in divisions]
         joined = torch.tensor([k for o in owners for k in o], device=self._numel.device)
         return torch.split(joined, [len(o) for o in owners])
 
+    def _joined(self, indices: Sequence[int], *, whole: bool = False) -> Tensor:
+        """Owners of slices: of what this process holds, or of the whole parameters."""
+        owners = self._all_owners if whole else self._owners
+        none = torch.zeros(0, dtype=torch.int64, device=self._numel.device)
+        return torch.cat([none, *(owners[i] for i in indices)])
+
+    def _counted(self, held: Sequence[int]) -> Tensor | None:
+        """Whether this process counts each slice, where processes hold parts."""
+        if self._sharers is None:
+            return None
+        first = self._sharers.rank == 0
+        counts = [counts_here(self._parameters[i], first=first) for i in held]
+        each = [c for i, c in zip(held, counts, strict=True) for _ in self._divisions[i].owners]
+        return torch.tensor(each, dtype=torch.bool, device=self._numel.device)
+
     def _lay_out(self, indices: tuple[int, ...]) -> Layout:
-        divisions = [self._divisions[i] for i in indices]
+        held = tuple(i for i in indices if self._here(i).numel())
+        divisions = [self._divisions[i] for i in held]
         divided = tuple((n, d) for n, d in enumerate(divisions) if d.dim is not None)
-        owner = torch.cat([self._owners[i] for i in indices])
-        observed = torch.zeros_like(self._numel, dtype=torch.bool).index_fill_(0, owner, True)
+        owner = self._joined(held)
+        observed = torch.zeros_like(self._numel, dtype=torch.bool)
+        observed.index_fill_(0, self._joined(indices, whole=True), True)
         stacked = tuple(d.dim for d in divisions) if divided else ()
-        return Layout(indices, divided, owner, stacked, observed)
+        return Layout(indices, held, divided, owner, stacked, observed, self._counted(held))
 
     def _statistics(self, layout: Layout) -> Statistics:
         """Without any tensors yet."""
-        return Statistics(layout.owner, self._numel, self._generator, stacked=layout.stacked)
+        return Statistics(
+            layout.owner,
+            self._numel,
+            self._generator,
+            stacked=layout.stacked,
+            gathered=None if self._sharers is None else self._sharers.gathered,
+            counted=layout.counted,
+        )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rgft.execution.binding import Binding, Division
+from rgft.shards import local
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,11 @@ class SliceUpdates:
     def adopt(self, lr_scale: Sequence[float]) -> None:
         """From the next step on, these are the components' multipliers."""
         self._corrections = []
-        for parameter, division in self._binding.divisions.items():
-            scales = self._binding.scales_of(parameter, lr_scale)
-            if len(set(scales)) > 1:
-                self._corrections.append(_correction(parameter, division, scales))
+        for parameter, division in self._binding.held.items():
+            largest = max(self._binding.scales_of(parameter, lr_scale))
+            scales = [lr_scale[owner] for owner in division.owners]
+            if set(scales) - {largest}:
+                self._corrections.append(_correction(parameter, division, scales, largest))
 
     def enter(self, optimizer: torch.optim.Optimizer) -> None:
         """Copy what the step would spoil."""
@@ -78,8 +80,10 @@ class SliceUpdates:
         self._kept = []
 
 
-def _correction(parameter: nn.Parameter, division: Division, scales: list[float]) -> Correction:
-    largest, device = max(scales), parameter.device
+def _correction(
+    parameter: nn.Parameter, division: Division, scales: list[float], largest: float
+) -> Correction:
+    device = parameter.device
     frozen = [i for i, scale in enumerate(scales) if scale == 0]
     share = None
     if set(scales) - {0.0, largest}:
@@ -98,12 +102,12 @@ def _keep(correction: Correction, optimizer: torch.optim.Optimizer) -> Kept:
         for key, blocks, dim in _blocks(correction, optimizer):
             frozen[key] = blocks.index_select(dim, correction.frozen)
     scaled = correction.share is not None
-    return Kept(correction.parameter.detach().clone() if scaled else None, frozen)
+    return Kept(local(correction.parameter.detach()).clone() if scaled else None, frozen)
 
 
 def _scale(correction: Correction, share: Tensor, before: Tensor) -> None:
     blocks = correction.division.blocks
-    new = blocks(correction.parameter.detach())
+    new = blocks(local(correction.parameter.detach()))
     scaled = new.to(share.dtype)  # the weights themselves, if their precision is as high
     torch.lerp(blocks(before).to(share.dtype), scaled, share, out=scaled)
     new.copy_(scaled)
@@ -129,8 +133,8 @@ def _blocks(
     """Blocks of the weights, under an empty name, and of state with a value per weight."""
     parameter, division = correction.parameter, correction.division
     assert division.dim is not None
-    found = {"": parameter.detach()}
+    found = {"": local(parameter.detach())}
     for key, value in optimizer.state.get(parameter, {}).items():
         if isinstance(value, Tensor) and value.shape == parameter.shape:
-            found[key] = value
+            found[key] = local(value)
     return [(key, division.blocks(value), division.dim) for key, value in found.items()]

@@ -205,4 +205,5 @@ def _network(module: lightning.LightningModule, name: str | None) -> nn.Module:
         )
     if name is not None and name not in children:
         raise InputError(f"network is {name!r}; allowed: {', '.join(children) or 'nothing here'}")
-    return children[name or next(iter(children))]
+    network: nn.Module = children[name or next(iter(children))]
+    return network
