@@ -29,7 +29,7 @@ from rgft.errors import InputError
 @click.option("--keep-runs", is_flag=True, help="Keep the folder of every run.")
 @click.option("--dry-run", is_flag=True, help="Say what would run, and run nothing.")
 @click.option("--extend", multiple=True, help="Python file with METHODS or TASKS; repeatable.")
-def bench(
+def bench(  # noqa: PLR0913, PLR0917 - its options
     suite_file: Path,
     output_dir: Path,
     workers: int,
@@ -95,3 +95,23 @@ def _stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@click.command()
+@click.argument("places", metavar="DIR...", nargs=-1, required=True, type=Path)
+@click.option("--output", type=Path, required=True, help="The HTML file.")
+@click.option("--markdown", type=Path, help="Also the tables, as Markdown.")
+@click.option("--title", help="Of the page.  [the file's name]")
+def report(
+    places: tuple[Path, ...], output: Path, markdown: Path | None, title: str | None
+) -> None:
+    """Make one offline page of the runs in folders of `rgft bench` or `rgft train`."""
+    from rgft.atomic import write_text_atomically  # noqa: PLC0415
+    from rgft.bench import page  # noqa: PLC0415
+
+    records = page.load(places)
+    write_text_atomically(output, page.render(records, title or output.stem))
+    print(f"page: {output}")
+    if markdown is not None:
+        write_text_atomically(markdown, page.markdown(records))
+        print(f"tables: {markdown}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rgft import __version__
-from rgft.bench_commands import bench
+from rgft.bench_commands import bench, report
 from rgft.errors import EngagementError, InputError
 from rgft.methods import METHODS
 from rgft.storage import storage_problem
@@ -56,6 +56,7 @@ def app() -> None:
 
 
 app.add_command(bench)
+app.add_command(report)
 
 
 @app.command()
@@ -136,7 +137,7 @@ app.add_command(bench)
 )
 @click.option("--resume", is_flag=True, help="Go on exactly from the newest checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is in the folder.")
-def train(
+def train(  # noqa: PLR0913, PLR0917 - its options
     output_dir: Path,
     resume: bool,
     overwrite: bool,

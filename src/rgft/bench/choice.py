@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 
-def chosen_rate(records: Iterable[Mapping[str, Any]]) -> float | None | Literal["none"]:
-    """The rate with the highest mean validation score, the first of equals.
+def chosen_rate(records: Iterable[Mapping[str, Any]]) -> float | Literal["none"] | None:
+    """The rate with the highest mean validation score, of equals the lowest.
 
     Only finished records count, and only seeds at which every rate that finished anywhere did;
     where there is no such seed, all.
@@ -36,8 +36,8 @@ def chosen_rate(records: Iterable[Mapping[str, Any]]) -> float | None | Literal[
         return "none"
     shared = set.intersection(*(set(by_seed) for by_seed in scores.values()))
 
-    def mean(rate: float | None) -> float:
+    def place(rate: float | None) -> tuple[float, float]:
         by_seed = scores[rate]
-        return statistics.fmean(by_seed[seed] for seed in (shared or by_seed))
+        return statistics.fmean(by_seed[seed] for seed in (shared or by_seed)), -(rate or 0.0)
 
-    return max(scores, key=mean)
+    return max(scores, key=place)

@@ -11,7 +11,7 @@ import yaml
 from rgft.errors import InputError, unknown
 
 
-class _Strict(yaml.SafeLoader):
+class _Strict(yaml.SafeLoader):  # type: ignore[misc]
     """The safe loader, which takes the last of two equal keys; this one refuses them."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -44,7 +44,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text in UTF-8 ({error}); give a YAML file") from error
     try:
-        values = yaml.load(text, _Strict)  # noqa: S506 - a subclass of the safe loader
+        values = yaml.load(text, _Strict)
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         said = " ".join(str(error.problem).split())

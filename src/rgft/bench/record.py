@@ -34,7 +34,11 @@ def record_of_run(folder: Path) -> dict[str, Any]:
         "updated_per_step": parameters["updated_per_step"]["mean"],
     }
     record["history"] = [
-        {"flops": p["flops"], "seconds": p["seconds"], **{run["metric"]: p["validation"].get(run["metric"])}}
+        {
+            "flops": p["flops"],
+            "seconds": p["seconds"],
+            **{run["metric"]: p["validation"].get(run["metric"])},
+        }
         for p in run["history"]
     ]
     record["error_map"] = error_map(folder / "error_map.parquet")

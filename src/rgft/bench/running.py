@@ -114,7 +114,9 @@ class _State:
         self._again.discard(key)
         records = self._records()
         done, _ = settled(self._suite, records)
-        left = time_left([records[cell.key] for cell in done], count(self._suite), self._workers.slots)
+        left = time_left(
+            [records[cell.key] for cell in done], count(self._suite), self._workers.slots
+        )
         ahead = "" if left is None else f"; about {amounts.duration(left)} left"
         place = f"[{len(done)}/{count(self._suite)}]"
         self._say(f"{place} {end.cell}: {told(records[key])}{ahead}")
