@@ -44,7 +44,7 @@ def bench(suite: Path, output: Path, *options: str) -> subprocess.Popen[str]:
 def whole(suite: Path, output: Path, *options: str) -> tuple[int, str, str]:
     """Run it to its end: exit code, standard output and error."""
     process = bench(suite, output, *options)
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=500)
     return process.returncode, out, err
 
 
