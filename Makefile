@@ -12,7 +12,7 @@ setup: $(STAMP)
 $(STAMP): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt torch
-	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,models,integrations,llm,docs,test]'
+	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt --editable '.[train,models,integrations,llm,docs,test,ray]'
 	touch $(STAMP)
 
 # goes on with a run that was stopped; shows the summary of one that has finished

@@ -26,8 +26,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comparison import append
-
 STEPS, SWEEP_STEPS, SEED, RANK = 150, 50, 0, 8
 HELD_OUT = 32
 RATES = {
@@ -296,7 +294,7 @@ def run_apart(cell: Cell, model_folder: Path, records: Path) -> None:
             raise SystemExit(f"{cell}: {done.stderr.strip().splitlines()[-1]}")
         record = json.loads(output.read_text(encoding="utf-8"))
     record["command"] = shlex.join(["python", "benchmarks/llm.py", *sys.argv[1:]])
-    append(records, record)
+    append_record(records, record)
     print(*cell, record["metrics"], f"{record['seconds']['train']:.0f} s", flush=True)
 
 

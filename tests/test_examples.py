@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 import tiny_chat
+from bench_runs import whole
+from rgft.bench.journal import read_records
 from rgft.error_map import ErrorMap
 
 FOLDER = Path(__file__).parent.parent / "examples"
+OWN = ("own_method.py", "own_task.py")
 PRINTED = {
     "plain_loop.py": "error map after step 12",
     "trainer.py": "the plan after 12 steps",
@@ -43,7 +46,23 @@ def run_example(name: str, folder: Path) -> str:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.name for path in FOLDER.glob("*.py")} == set(PRINTED)
+    assert {path.name for path in FOLDER.glob("*.py")} == {*PRINTED, *OWN}
+
+
+def test_own_method_and_task_run_in_a_suite(tiny_model: Path, tmp_path: Path) -> None:
+    """The suite is the last one in docs/benchmarks.md."""
+    page = (FOLDER.parent / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    suite = page.split("```yaml\n")[-1].split("```")[0]
+    given = f"models: [{{name: tiny, path: '{tiny_model}'}}]\noptions: {{epochs: 2}}\n"
+    (tmp_path / "own.yaml").write_text(given + suite, encoding="utf-8")
+    files = [part for name in OWN for part in ("--extend", str(FOLDER / name))]
+    code, _, err = whole(tmp_path / "own.yaml", tmp_path / "out", *files)
+    assert code == 0, err
+    records = read_records(tmp_path / "out" / "records.jsonl")
+    assert {(r["arm"], r["task"], r["seed"]) for r in records} == {
+        (arm, "larger-than-ten", seed) for arm in ("full", "above-mean") for seed in (0, 1)
+    }
+    assert all(len((FOLDER / name).read_text().splitlines()) < 40 for name in OWN)
 
 
 @pytest.mark.parametrize("name", PRINTED)

@@ -1,4 +1,4 @@
-"""The command line: rgft train | inspect | data."""
+"""The command line: rgft train | bench | report | inspect | data."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rgft import __version__
+from rgft.bench_commands import bench, report
 from rgft.errors import EngagementError, InputError
 from rgft.methods import METHODS
 from rgft.storage import storage_problem
@@ -52,6 +53,10 @@ class Commands(click.Group):
 @click.version_option(__version__, prog_name="rgft")
 def app() -> None:
     """Residual-guided fine-tuning: spend compute where the error is."""
+
+
+app.add_command(bench)
+app.add_command(report)
 
 
 @app.command()
@@ -127,14 +132,18 @@ def app() -> None:
     help="Keep what the frozen deepest layers put out: float32, bfloat16, int8 or off.  "
     "[float32 where it pays]",
 )
+@click.option(
+    "--extend", multiple=True, help="Python file with METHODS or TASKS of your own; repeatable."
+)
 @click.option("--resume", is_flag=True, help="Go on exactly from the newest checkpoint.")
 @click.option("--overwrite", is_flag=True, help="Replace a run that is in the folder.")
-def train(
+def train(  # noqa: PLR0913, PLR0917 - its options
     output_dir: Path,
     resume: bool,
     overwrite: bool,
     text_columns: str | None,
     settings: tuple[str, ...],
+    extend: tuple[str, ...],
     **options: Any,
 ) -> None:
     """Fine-tune a model and leave its record, error map and report in a folder."""
@@ -142,6 +151,7 @@ def train(
 
     columns = None if text_columns is None else split_columns(text_columns)
     given = {**options, "text_columns": columns, "settings": parse_settings(settings) or None}
+    given["extend"] = extend or None
     given = {name: value for name, value in given.items() if value is not None}
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other; give one")

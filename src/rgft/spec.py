@@ -70,6 +70,7 @@ class RunSpec:
         precision: Of matrix products: "float32", or "bfloat16" (weights stay in float32).
         prefix_cache: Format in which outputs of the frozen deepest layers are kept, or "off"; None
             for the method's own.
+        extend: Python files with methods and tasks of the user's own.
     """
 
     model: str = "minilm"
@@ -95,6 +96,7 @@ class RunSpec:
     balance: float | None = None
     precision: str = "float32"
     prefix_cache: str | None = None
+    extend: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check(self, RULES)
@@ -133,7 +135,9 @@ def from_arguments(values: Mapping[str, Any], **changed: Any) -> RunSpec:
     try:
         columns = values["text_columns"]
         text_columns = None if columns is None else tuple(columns)
-        return RunSpec(**{**values, "text_columns": text_columns, **changed})
+        extend = tuple(values.get("extend") or ()) or None
+        read = {**values, "text_columns": text_columns, "extend": extend}
+        return RunSpec(**{**read, **changed})
     except (KeyError, TypeError) as error:
         raise InputError(
             f"the record of the run is damaged ({error}); start the run anew in another folder"
@@ -152,6 +156,8 @@ def command(spec: RunSpec) -> str:
         if option.name == "settings":
             for key, setting in value.items():
                 parts += ["--set", f"{key}={_written(setting)}"]
+        elif option.name == "extend":
+            parts += [part for file in value or () for part in ("--extend", file)]
         elif isinstance(value, bool):
             parts.append(f"--{'' if value else 'no-'}{option.name.replace('_', '-')}")
         elif value is not None:

@@ -17,6 +17,7 @@ from rgft.batches import Collator, numbered
 from rgft.best_stage import BestStage
 from rgft.checkpoints import CACHE, FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
+from rgft.extensions import extend
 from rgft.integrations.transformers import RGFTCallback
 from rgft.methods import find_method
 from rgft.models import PACKAGED
@@ -65,8 +66,9 @@ def run(
     Raises:
         InputError: Something given cannot be used.
     """
-    find_method(spec.method)
     spec = _anywhere(spec)
+    extend(spec.extend or ())
+    find_method(spec.method)
     record = begin(spec, output_dir, resume=resume, overwrite=overwrite)
     if record["status"] == "finished":
         finish(output_dir)
@@ -110,7 +112,9 @@ def _anywhere(spec: RunSpec) -> RunSpec:
     """With folders by absolute paths: a record is used from other working folders, too."""
     data = None if spec.data is None else os.path.abspath(spec.data)
     folder = spec.model not in PACKAGED and Path(spec.model).exists()
-    return replace(spec, data=data, model=os.path.abspath(spec.model) if folder else spec.model)
+    model = os.path.abspath(spec.model) if folder else spec.model
+    files = tuple(os.path.abspath(file) for file in spec.extend or ())
+    return replace(spec, data=data, model=model, extend=files or None)
 
 
 def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:

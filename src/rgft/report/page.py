@@ -6,10 +6,9 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import resources
 
 import plotly.graph_objects as go
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
@@ -80,10 +79,8 @@ def render_page(run: Run) -> str:
     Returns:
         A whole document with style, data and plotly.js inside.
     """
-    source = resources.files("rgft.report").joinpath("page.html.jinja").read_text("utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined)
     shown = panels(run)
-    return environment.from_string(source).render(
+    return template("page.html.jinja").render(
         run=run,
         title=f"{run.method} on {run.task} with {run.model}",
         subtitle=_subtitle(run),
@@ -91,8 +88,14 @@ def render_page(run: Run) -> str:
         panels=shown,
         metrics=metrics_table(run),
         tables=tables(run),
-        plotly_js=Markup(get_plotlyjs()) if any(panel.figure for panel in shown) else None,
+        plotly_js=Markup(get_plotlyjs()) if any(one.figure for one in shown) else None,
     )
+
+
+def template(name: str) -> Template:
+    """A page's template; everything that is put into it is escaped."""
+    loader = PackageLoader("rgft", "report")
+    return Environment(loader=loader, autoescape=True, undefined=StrictUndefined).get_template(name)
 
 
 def key_figures(run: Run) -> list[KeyFigure]:
@@ -129,15 +132,15 @@ def key_figures(run: Run) -> list[KeyFigure]:
 def panels(run: Run) -> list[Panel]:
     """The figures in reading order, each with its sentence."""
     return [
-        _panel(error_map_figure(run), "error-map", "Error map", _error_map_caption(run),
+        panel(error_map_figure(run), "error-map", "Error map", _error_map_caption(run),
                NO_ERROR_MAP),
-        _panel(lr_scale_figure(run), "lr-scale", "Learning-rate multipliers",
+        panel(lr_scale_figure(run), "lr-scale", "Learning-rate multipliers",
                "How much faster (orange, above 1x) or slower (purple, below 1x) than the schedule "
                "each component learned; white is the plain scheduled rate, grey is frozen.",
                NO_ERROR_MAP),
-        _panel(quality_figure(run), "quality", "Quality and loss", _quality_caption(run),
+        panel(quality_figure(run), "quality", "Quality and loss", _quality_caption(run),
                "Neither evaluations nor training losses were recorded."),
-        _panel(ranking_figure(run), "ranking", "Where the error is at the end",
+        panel(ranking_figure(run), "ranking", "Where the error is at the end",
                _ranking_caption(run), NO_ERROR_MAP),
     ]  # fmt: skip
 
@@ -176,12 +179,13 @@ def tables(run: Run) -> list[Table]:
     ]  # fmt: skip
 
 
-def _panel(figure: go.Figure | None, name: str, title: str, caption: str, absent: str) -> Panel:
-    data = None if figure is None else _script_safe(figure.to_json())
+def panel(figure: go.Figure | None, name: str, title: str, caption: str, absent: str) -> Panel:
+    """A figure's panel, ready for a template."""
+    data = None if figure is None else script_safe(figure.to_json())
     return Panel(name, title, data, caption, absent)
 
 
-def _script_safe(data: str) -> Markup:
+def script_safe(data: str) -> Markup:
     """JSON that cannot end the script element around it: these occur only inside its strings."""
     for character in "<>&\u2028\u2029":
         data = data.replace(character, f"\\u{ord(character):04x}")

@@ -1,0 +1,43 @@
+"""Which learning rate an arm gets: the best on validation, over the seeds that all rates ran at."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+
+def chosen_rate(records: Iterable[Mapping[str, Any]]) -> float | Literal["none"] | None:
+    """The rate with the highest mean validation score, of equals the lowest.
+
+    Only finished records count, and only seeds at which every rate that finished anywhere did;
+    where there is no such seed, all.
+
+    Args:
+        records: Of one arm on one task with one model and budget.
+
+    Returns:
+        The rate, None for the method's own; "none" if nothing has finished.
+
+    Example:
+        >>> def run(rate, seed, score):
+        ...     metrics = {"validation": {"accuracy": score}}
+        ...     return {"rate": rate, "seed": seed, "metric": "accuracy", "metrics": metrics}
+        >>> chosen_rate([run(1e-4, 0, 0.8), run(2e-4, 0, 0.9), run(2e-4, 1, 0.1)])
+        0.0002
+    """
+    scores: dict[float | None, dict[int, float]] = {}
+    for record in records:
+        if record.get("status", "finished") == "finished":
+            value = record["metrics"]["validation"][record["metric"]]
+            score = float("-inf") if value is None else float(value)
+            scores.setdefault(record["rate"], {})[record["seed"]] = score
+    if not scores:
+        return "none"
+    shared = set.intersection(*(set(by_seed) for by_seed in scores.values()))
+
+    def place(rate: float | None) -> tuple[float, float]:
+        by_seed = scores[rate]
+        return statistics.fmean(by_seed[seed] for seed in (shared or by_seed)), -(rate or 0.0)
+
+    return max(scores, key=place)

@@ -1,0 +1,96 @@
+"""Two arms at the same budget, paired by task and seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rgft.bench.results import REFERENCE, Problem, Result
+from rgft.bench.statistics import holm, interval, paired_p
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The difference of an arm from another, in points of the metric (x 100).
+
+    Attributes:
+        arm: The arm.
+        base: What it is compared with.
+        budget: The budget of both.
+        difference: Mean over tasks of the mean over seeds.
+        low: Lower end of the bootstrap interval; NaN with a single seed.
+        high: Upper end.
+        p: Of the sign-flip test, adjusted by Holm over all comparisons of the table.
+        problems: How many tasks both have.
+        pairs: How many tasks and seeds.
+    """
+
+    arm: str
+    base: str
+    budget: float | str
+    difference: float
+    low: float
+    high: float
+    p: float
+    problems: int
+    pairs: int
+
+    @property
+    def verdict(self) -> str:
+        """In a word; "tie" wherever the interval holds 0 or there is none."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "tie"
+
+
+def compare(
+    found: Sequence[Result], pairs: Sequence[tuple[str, str]], split: str
+) -> list[Comparison]:
+    """Compares arms at every budget that both have, p adjusted over all of them."""
+    told = []
+    for budget in dict.fromkeys(result.budget for result in found):
+        at = {(r.problem, r.arm): r for r in found if r.budget == budget}
+        for arm, base in pairs:
+            groups = _differences(at, arm, base, split)
+            if groups:
+                low, high = interval(groups)
+                told.append(
+                    Comparison(
+                        arm, base, budget,
+                        difference=statistics.fmean(statistics.fmean(g) for g in groups),
+                        low=low, high=high, p=paired_p(groups),
+                        problems=len(groups), pairs=sum(map(len, groups)),
+                    )
+                )  # fmt: skip
+    adjusted = holm([comparison.p for comparison in told])
+    return [replace(one, p=p) for one, p in zip(told, adjusted, strict=True)]
+
+
+def against_reference(found: Sequence[Result]) -> list[tuple[str, str]]:
+    """Every arm with full fine-tuning at the same budget."""
+    arms = dict.fromkeys(result.arm for result in found)
+    return [(arm, REFERENCE) for arm in arms if arm != REFERENCE and REFERENCE in arms]
+
+
+def levers(found: Sequence[Result]) -> list[tuple[str, str]]:
+    """Every arm with the one that it extends in its suite."""
+    told: dict[str, str] = {}
+    for result in found:
+        for run in result.runs.values():
+            if run.get("extends"):
+                told[result.arm] = run["extends"]
+    return list(told.items())
+
+
+def _differences(
+    at: dict[tuple[Problem, str], Result], arm: str, base: str, split: str
+) -> list[list[float]]:
+    groups = []
+    for (problem, name), result in at.items():
+        if name == arm and (problem, base) in at:
+            ours, theirs = result.scores(split), at[problem, base].scores(split)
+            shared = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
+            if shared:
+                groups.append(shared)
+    return groups

@@ -1,0 +1,127 @@
+"""One HTML page about many runs; it opens offline and fetches nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from rgft.bench.cells import by_key
+from rgft.bench.figures import error_maps, profile, quality_cost, waterfall
+from rgft.bench.journal import FILE, read_records
+from rgft.bench.record import record_of_run
+from rgft.bench.results import Result, results
+from rgft.bench.tables import all_tables
+from rgft.errors import InputError
+from rgft.records import RUN_FILE, read_run
+from rgft.report.page import Panel, panel, template
+
+Record = Mapping[str, Any]
+
+
+def load(places: Sequence[Path]) -> list[dict[str, Any]]:
+    """Records from folders of benches, folders of runs, and files of records.
+
+    Raises:
+        InputError: A place holds none.
+    """
+    records = [record for place in places for record in _load(place)]
+    if not records:
+        raise InputError(f"no record in {', '.join(map(str, places))}; run `rgft bench` first")
+    return records
+
+
+def _load(place: Path) -> list[dict[str, Any]]:
+    if (place / FILE).is_file():
+        return read_records(place / FILE)
+    if (place / RUN_FILE).is_file():
+        return [_of_run(place)]
+    if place.is_file():
+        return [_checked(place, record) for record in read_records(place)]
+    raise InputError(
+        f"{place} holds no records; give a folder of `rgft bench` ({FILE}) or of `rgft train` "
+        f"({RUN_FILE}), or a file of records"
+    )
+
+
+def _checked(place: Path, record: dict[str, Any]) -> dict[str, Any]:
+    missing = {"key", "status", "arm", "task", "budget", "rate"} - set(record)
+    if missing:
+        raise InputError(
+            f"{place} has a line without {min(missing)!r}: no record of `rgft bench`; give one"
+        )
+    return record
+
+
+def _of_run(folder: Path) -> dict[str, Any]:
+    """A single run as a record; its method is its arm."""
+    run = read_run(folder)
+    if run.get("status") != "finished":
+        raise InputError(f"the run in {folder} has not finished; go on with it, or leave it out")
+    budget = run["budget"]
+    share = (
+        1.0 if budget is None else float(budget) if budget.replace(".", "").isdigit() else budget
+    )
+    labels = {"status": "finished", "key": str(folder.resolve()), "suite": None, "extends": None}
+    named = {"arm": run["method"], "task": run["task"], "model": run["model"]}
+    return {**labels, **named, "budget": share, "rate": run["lr"], **record_of_run(folder)}
+
+
+def render(records: Sequence[Record], title: str) -> str:
+    """The page; all text in it is escaped."""
+    latest = list(by_key(list(map(dict, records))).values())
+    found = results(latest)
+    shown = panels(found)
+    failed = [record for record in latest if record["status"] == "failed"]
+    return template("bench.html.jinja").render(
+        title=title,
+        subtitle=f"{len(latest) - len(failed)} finished runs, {len(failed)} failed",
+        failed=failed,
+        tables=all_tables(found),
+        panels=shown,
+        sources=_sources(latest),
+        plotly_js=Markup(get_plotlyjs()) if any(one.figure for one in shown) else None,
+    )
+
+
+def panels(found: Sequence[Result]) -> list[Panel]:
+    """The figures in reading order."""
+    return [
+        panel(quality_cost(found, "share"), "quality-flops", "Quality over FLOPs",
+              "Every arm at every budget; bars from the worst to the best seed. Up and to the left "
+              "is better.", "No run has finished."),
+        panel(quality_cost(found, "seconds"), "quality-seconds", "Quality over seconds",
+              "The same over the seconds of training, the method's own work included. Seconds of "
+              "runs that shared a machine compare little.", "No run has finished."),
+        panel(profile(found), "profile", "Performance profile",
+              "Share of tasks on which an arm reaches 99% of full fine-tuning's best within a "
+              "factor of the cheapest arm's FLOPs (Dolan and More 2002).",
+              "No arm reaches 99% of full fine-tuning, or full fine-tuning was not run."),
+        panel(waterfall(found), "levers", "What each lever adds",
+              "Points that an arm gains or loses over the one that it extends, paired by task and "
+              "seed; a bar begins where the bar of that arm ended.", "No arm extends another."),
+        panel(error_maps(found), "error-maps", "Error maps",
+              "Each component's share of the error over a run's course, embeddings at the bottom; "
+              "the first seed of the first arms.", "No error map was recorded."),
+    ]  # fmt: skip
+
+
+def markdown(records: Sequence[Record]) -> str:
+    """The tables as Markdown."""
+    found = results(records)
+    parts = [f"## {t.title}\n\n{t.caption}\n\n{t.markdown()}" for t in all_tables(found)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sources(records: Sequence[Record]) -> list[tuple[str, str]]:
+    told: dict[str, set[str]] = {}
+    for record in records:
+        for name in ("suite", "code_revision"):
+            told.setdefault(name, set()).add(str(record.get(name)))
+        for group in ("hardware", "versions"):
+            for name, value in (record.get(group) or {}).items():
+                told.setdefault(f"{group}: {name}", set()).add(str(value))
+    return [(name, ", ".join(sorted(values))) for name, values in told.items()]

@@ -1,0 +1,152 @@
+"""From records to results: each arm at the rate that validation chose, by task, budget and seed."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from rgft.bench.cells import by_key
+from rgft.bench.choice import chosen_rate
+from rgft.bench.statistics import cost_to_target
+
+TARGET = 0.99  # of the best mean of full fine-tuning
+REFERENCE = "full"
+
+
+class Problem(NamedTuple):
+    """What arms can be compared on: a task with a model, its training rows and epochs."""
+
+    task: str
+    model: str
+    rows: int
+    epochs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One arm at one budget on one problem, at its chosen rate.
+
+    Attributes:
+        problem: The problem.
+        arm: The arm.
+        budget: Its budget.
+        rate: The chosen rate; None for the method's own.
+        rates: How many rates have finished.
+        runs: The finished records at that rate, by seed.
+        failed: How many cells have failed, at whatever rate.
+    """
+
+    problem: Problem
+    arm: str
+    budget: float | str
+    rate: float | None
+    rates: int
+    runs: Mapping[int, Mapping[str, Any]]
+    failed: int
+
+    @property
+    def metric(self) -> str:
+        """Name of the headline metric."""
+        return str(next(iter(self.runs.values()))["metric"])
+
+    def scores(self, split: str) -> dict[int, float]:
+        """The headline metric by seed, of the runs that have the split."""
+        found = {}
+        for seed, run in self.runs.items():
+            value = run["metrics"].get(split, {}).get(run["metric"])
+            if value is not None:
+                found[seed] = float(value)
+        return found
+
+    def mean(self, split: str) -> float:
+        """Mean over seeds; NaN without any."""
+        scores = self.scores(split)
+        return statistics.fmean(scores.values()) if scores else float("nan")
+
+    @property
+    def share(self) -> float:
+        """FLOPs spent, as a share of full fine-tuning; mean over seeds."""
+        return statistics.fmean(run["flops"]["share"] for run in self.runs.values())
+
+    @property
+    def flops(self) -> float:
+        """FLOPs spent; mean over seeds."""
+        return statistics.fmean(run["flops"]["spent"] for run in self.runs.values())
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training and of what precedes it, scoring included; mean over seeds."""
+        return statistics.fmean(
+            run["seconds"]["train"] + (run["seconds"].get("prepare") or 0.0)
+            for run in self.runs.values()
+        )
+
+
+def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
+    """Every arm at every budget on every problem, in the order in which they first occur."""
+    finished: dict[tuple[Problem, str, float | str], list[Mapping[str, Any]]] = {}
+    failed: dict[tuple[str, str, str, float | str], int] = {}
+    for record in by_key(list(map(dict, records))).values():
+        if record["status"] == "finished":
+            problem = Problem(
+                record["task"], record["model"], record["rows"]["train"], record["epochs"]
+            )
+            finished.setdefault((problem, record["arm"], record["budget"]), []).append(record)
+        else:
+            place = record["task"], record["model"], record["arm"], record["budget"]
+            failed[place] = failed.get(place, 0) + 1
+    found = []
+    for (problem, arm, budget), group in finished.items():
+        rate = chosen_rate(group)
+        assert rate != "none"
+        runs = {record["seed"]: record for record in group if record["rate"] == rate}
+        lost = failed.get((problem.task, problem.model, arm, budget), 0)
+        rates = len({record["rate"] for record in group})
+        found.append(Result(problem, arm, budget, rate, rates, runs, lost))
+    return found
+
+
+def judged_on(found: Sequence[Result]) -> str:
+    """The split that arms are compared on: "test" where all have it, else "validation"."""
+    return "test" if found and all(result.scores("test") for result in found) else "validation"
+
+
+def costs_to_target(found: Sequence[Result], cost: str, split: str) -> dict[str, dict[str, float]]:
+    """Problem -> arm -> what it takes to reach 99% of the best mean of full fine-tuning.
+
+    Args:
+        found: Results.
+        cost: "flops" or "seconds".
+        split: Where quality is measured.
+
+    Returns:
+        Infinite where no budget that was run gets there; without full fine-tuning, nothing.
+    """
+    told: dict[str, dict[str, float]] = {}
+    for problem in dict.fromkeys(result.problem for result in found):
+        here = [result for result in found if result.problem == problem]
+        full = [result.mean(split) for result in here if result.arm == REFERENCE]
+        if full:
+            told[shown(problem, found)] = {
+                arm: cost_to_target(
+                    [(getattr(r, cost), r.mean(split)) for r in here if r.arm == arm],
+                    TARGET * max(full),
+                )
+                for arm in dict.fromkeys(result.arm for result in here)
+            }
+    return told
+
+
+def shown(problem: Problem, found: Sequence[Result]) -> str:
+    """A problem's name: its task, and what else is needed to tell it from the others."""
+    others = {result.problem for result in found if result.problem.task == problem.task}
+    parts = [problem.task]
+    if len({result.problem.model for result in found}) > 1:
+        parts.append(problem.model)
+    if len({other.rows for other in others}) > 1:
+        parts.append(f"{problem.rows} rows")
+    if len({other.epochs for other in others}) > 1:
+        parts.append(f"{problem.epochs:g} epochs")
+    return ", ".join(parts)

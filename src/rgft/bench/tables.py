@@ -1,0 +1,159 @@
+"""Tables of results: one form for the page, for Markdown and for the documentation."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rgft.bench.comparisons import Comparison, against_reference, compare, levers
+from rgft.bench.results import Result, costs_to_target, judged_on, shown
+from rgft.report import amounts
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A heading, how to read it, and cells."""
+
+    title: str
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def markdown(self) -> str:
+        """The cells as a Markdown table."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "\n".join(f"| {' | '.join(_cell(c) for c in line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def all_tables(found: Sequence[Result]) -> list[Table]:
+    """Every table that has rows."""
+    told = [leaderboard(found), against_full(found), ablations(found), targets(found), runs(found)]
+    return [table for table in told if table.rows]
+
+
+def leaderboard(found: Sequence[Result]) -> Table:
+    """Quality by arm and budget, a column a task."""
+    split = judged_on(found)
+    problems = list(dict.fromkeys(result.problem for result in found))
+    at = {(r.problem, r.arm, r.budget): r for r in found}
+    rows = []
+    for budget, arm in dict.fromkeys((r.budget, r.arm) for r in found):
+        here = [at.get((problem, arm, budget)) for problem in problems]
+        there = [result for result in here if result is not None]
+        whole = len(there) == len(problems)
+        mean = statistics.fmean(r.mean(split) for r in there) if whole else math.nan
+        share = statistics.fmean(r.share for r in there)
+        cells = ["-" if r is None else spread(r, split) for r in here]
+        rows.append((_order(budget), -mean if whole else math.inf,
+                     [_budget(budget), arm, *cells, _points(mean), f"{share:.3f}"]))  # fmt: skip
+    rows.sort(key=lambda row: row[:2])
+    header = ["budget", "arm", *(shown(p, found) for p in problems), "mean", "FLOPs, share of full"]
+    caption = (
+        f"Headline metric x 100 on the {split} split: mean ± standard deviation over seeds, at the "
+        "learning rate that validation chose. The mean is over all tasks, for arms that have all."
+    )
+    return Table("Leaderboard", caption, header, [row[2] for row in rows])
+
+
+def against_full(found: Sequence[Result]) -> Table:
+    """Every arm against full fine-tuning on a schedule shortened to the same budget."""
+    return _compared(
+        "Against full fine-tuning at the same budget",
+        compare(found, against_reference(found), judged_on(found)),
+    )
+
+
+def ablations(found: Sequence[Result]) -> Table:
+    """Every arm against the one that it extends: what a lever is worth."""
+    return _compared("Levers", compare(found, levers(found), judged_on(found)))
+
+
+def _compared(title: str, comparisons: Sequence[Comparison]) -> Table:
+    caption = (
+        "Difference in points, paired by task and seed; 95% bootstrap interval over seeds within "
+        "tasks (too narrow with three of them); p of the sign-flip test, corrected by Holm over "
+        "the table. A tie is an interval that holds 0."
+    )
+    header = ["budget", "arm", "against", "difference", "95% interval", "p", "tasks", "pairs", ""]
+    rows = [
+        [
+            *(_budget(c.budget), c.arm, c.base, f"{c.difference:+.1f}"),
+            "-" if math.isnan(c.low) else f"[{c.low:+.1f}, {c.high:+.1f}]",
+            *(f"{c.p:.3g}", str(c.problems), str(c.pairs), c.verdict),
+        ]
+        for c in comparisons
+    ]
+    return Table(title, caption, header, rows)
+
+
+def targets(found: Sequence[Result]) -> Table:
+    """What each arm needs for 99% of the best of full fine-tuning, relative to the cheapest."""
+    split = judged_on(found)
+    told = {cost: costs_to_target(found, cost, split) for cost in ("flops", "seconds")}
+    rows = []
+    for problem, arms in told["flops"].items():
+        for arm in arms:
+            cells = []
+            for cost in ("flops", "seconds"):
+                costs = told[cost][problem]
+                rest = min((c for name, c in costs.items() if name != arm), default=math.inf)
+                cells += [_amount(cost, costs[arm]), _ratio(costs[arm], rest)]
+            rows.append([problem, arm, *cells])
+    caption = (
+        f"The least that was run to reach 99% of full fine-tuning's best mean ({split}), and its "
+        "ratio to the cheapest of the other arms."
+    )
+    header = ["task", "arm", "FLOPs", "ratio", "seconds", "ratio "]
+    return Table("Cost to target", caption, header, rows)
+
+
+def runs(found: Sequence[Result]) -> Table:
+    """What stands behind each number: rates, seeds, both splits, cost."""
+    rows = []
+    for r in sorted(found, key=lambda r: (r.problem, _order(r.budget))):
+        rate = "own" if r.rate is None else f"{r.rate:g}"
+        quality = [spread(r, split) for split in ("validation", "test")]
+        rows.append([shown(r.problem, found), _budget(r.budget), r.arm, f"{rate} of {r.rates}",
+                     str(len(r.runs)), str(r.failed), *quality, f"{r.share:.3f}",
+                     amounts.duration(r.seconds)])  # fmt: skip
+    header = ["task", "budget", "arm", "rate", "seeds", "failed", "validation", "test",
+              "FLOPs, share of full", "seconds"]  # fmt: skip
+    return Table("Runs", "Every arm at the rate that validation chose, of how many.", header, rows)
+
+
+def spread(result: Result, split: str) -> str:
+    """Mean and, of several seeds, standard deviation; x 100."""
+    scores = [100 * score for score in result.scores(split).values()]
+    if not scores:
+        return "-"
+    around = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
+    return f"{statistics.fmean(scores):.1f}{around}"
+
+
+def _order(budget: float | str) -> tuple[bool, float, str]:
+    text = isinstance(budget, str)
+    return text, 0.0 if isinstance(budget, str) else budget, str(budget)
+
+
+def _budget(budget: float | str) -> str:
+    return budget if isinstance(budget, str) else f"{budget:g}"
+
+
+def _points(mean: float) -> str:
+    return "-" if math.isnan(mean) else f"{100 * mean:.1f}"
+
+
+def _amount(cost: str, value: float) -> str:
+    if math.isinf(value):
+        return "not reached"
+    return amounts.flops(value) if cost == "flops" else amounts.duration(value)
+
+
+def _ratio(own: float, rest: float) -> str:
+    return "-" if math.isinf(own) or math.isinf(rest) else f"{own / rest:.2f}"

@@ -1,0 +1,117 @@
+"""The commands on many runs: rgft bench | report."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rgft.errors import InputError
+
+
+@click.command()
+@click.argument("suite_file", metavar="SUITE.yaml", type=Path)
+@click.option("--output-dir", type=Path, required=True, help="Folder of the records.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time."
+)
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each cell."
+)
+@click.option("--ray", help="Run cells on Ray: 'local', 'auto' or the address of a cluster.")
+@click.option("--retry-failed", is_flag=True, help="Run cells that have failed again.")
+@click.option("--keep-runs", is_flag=True, help="Keep the folder of every run.")
+@click.option("--dry-run", is_flag=True, help="Say what would run, and run nothing.")
+@click.option("--extend", multiple=True, help="Python file with METHODS or TASKS; repeatable.")
+def bench(  # noqa: PLR0913, PLR0917 - its options
+    suite_file: Path,
+    output_dir: Path,
+    workers: int,
+    threads: int,
+    ray: str | None,
+    retry_failed: bool,
+    keep_runs: bool,
+    dry_run: bool,
+    extend: tuple[str, ...],
+) -> None:
+    """Run the cells of a suite that have no record yet; a further call goes on."""
+    from rgft import extensions  # noqa: PLC0415 - what follows takes seconds to import
+    from rgft.bench.cells import by_key, check_arms_differ  # noqa: PLC0415
+    from rgft.bench.journal import FILE, read_records  # noqa: PLC0415
+    from rgft.bench.running import outcome, run_suite  # noqa: PLC0415
+    from rgft.bench.suite import load_suite  # noqa: PLC0415
+
+    extensions.extend(extend)
+    suite = load_suite(suite_file, extend)
+    check_arms_differ(suite)
+    if output_dir.is_file():
+        raise InputError(f"{output_dir} is a file; give --output-dir a folder")
+    before = outcome(suite, by_key(read_records(output_dir / FILE)))
+    left = before.total - before.finished - (0 if retry_failed else len(before.failed))
+    print(f"{suite.name}: {before.total} cells, {before.finished} finished, "
+          f"{len(before.failed)} failed, {left} to run at most")  # fmt: skip
+    if dry_run:
+        return
+    pool = _workers(ray, workers, threads, output_dir, keep_runs)
+    again = f"go on with the same command; finished cells are in {output_dir / FILE}"
+    with _stoppable():
+        try:
+            after = run_suite(suite, output_dir, pool, retry_failed=retry_failed)
+        except KeyboardInterrupt:
+            print(f"rgft: stopped; {again}", file=sys.stderr)
+            raise SystemExit(1) from None
+    print(f"{after.finished} finished, {len(after.failed)} failed; see it with: "
+          f"rgft report {shlex.quote(str(output_dir))} --output {suite.name}.html")  # fmt: skip
+    for record in after.failed:
+        shown = " ".join(str(record[name]) for name in ("task", "arm", "budget", "rate", "seed"))
+        print(f"rgft: failed: {shown}: {record['reason']}", file=sys.stderr)
+    if after.failed:
+        raise SystemExit(1)
+
+
+def _workers(ray: str | None, slots: int, threads: int, folder: Path, keep: bool) -> Any:
+    if ray is None:
+        from rgft.bench.workers import LocalWorkers  # noqa: PLC0415
+
+        return LocalWorkers(slots, threads, folder, keep=keep)
+    if keep:
+        raise InputError("--keep-runs goes without --ray: runs end on the machine they ran on")
+    from rgft.bench.ray_workers import RayWorkers  # noqa: PLC0415
+
+    return RayWorkers(ray, slots, threads, folder)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """A polite kill is taken for Ctrl-C."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@click.command()
+@click.argument("places", metavar="DIR...", nargs=-1, required=True, type=Path)
+@click.option("--output", type=Path, required=True, help="The HTML file.")
+@click.option("--markdown", type=Path, help="Also the tables, as Markdown.")
+@click.option("--title", help="Of the page.  [the file's name]")
+def report(
+    places: tuple[Path, ...], output: Path, markdown: Path | None, title: str | None
+) -> None:
+    """Make one offline page of the runs in folders of `rgft bench` or `rgft train`."""
+    from rgft.atomic import write_text_atomically  # noqa: PLC0415
+    from rgft.bench import page  # noqa: PLC0415
+
+    records = page.load(places)
+    write_text_atomically(output, page.render(records, title or output.stem))
+    print(f"page: {output}")
+    if markdown is not None:
+        write_text_atomically(markdown, page.markdown(records))
+        print(f"tables: {markdown}")

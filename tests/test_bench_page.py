@@ -1,0 +1,113 @@
+"""The page and the tables say what the records say."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import statistics
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rgft.bench.journal import read_records
+from rgft.bench.page import load, markdown, render
+from rgft.bench.results import costs_to_target, results
+from rgft.bench.tables import against_full, leaderboard
+from rgft.errors import InputError
+from rgft.extensions import extend
+
+ROOT = Path(__file__).parent.parent
+RECORDS = ROOT / "benchmarks" / "records" / "comparison.jsonl"
+
+
+def record(arm: str, seed: int, score: float, **changed: Any) -> dict[str, Any]:
+    values = {"accuracy": score}
+    return {
+        **{"status": "finished", "task": "t", "model": "m", "arm": arm, "seed": seed},
+        **{"budget": 0.5, "rate": 1e-4, "rows": {"train": 9}, "epochs": 1.0},
+        **{"metric": "accuracy", "metrics": {"validation": values, "test": values}},
+        **{"flops": {"spent": 5.0, "full": 10.0, "share": 0.5}, "seconds": {"train": 2.0}},
+        **{"key": f"{arm} {seed} {changed}", "extends": None},
+        **changed,
+    }
+
+
+def test_pages_are_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("tables")
+    for path in tables.pages():
+        text = path.read_text(encoding="utf-8")
+        assert tables.filled(text) == text, f"{path.name}: run python benchmarks/tables.py"
+    assert "| trec | 1 | full |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_means_are_those_of_the_chosen_rate() -> None:
+    lines = [r for r in read_records(RECORDS) if (r["task"], r["arm"]) == ("trec", "full")]
+    at_first = {r["rate"]: r["metrics"]["validation"]["accuracy"] for r in lines if r["seed"] == 0}
+    best = max(at_first, key=lambda rate: at_first[rate])
+    scores = [100 * r["metrics"]["test"]["accuracy"] for r in lines if r["rate"] == best]
+    told = next(row for row in leaderboard(results(read_records(RECORDS))).rows if row[1] == "full")
+    wanted = f"{statistics.mean(scores):.1f} ± {statistics.stdev(scores):.1f}"
+    assert wanted in told
+
+
+def test_differences_are_paired_by_seed() -> None:
+    ours, theirs = (0.9, 0.5, 0.7), (0.8, 0.4, 0.6)
+    records = [record("full", seed, score) for seed, score in enumerate(theirs)]
+    records += [record("x", seed, score) for seed, score in enumerate(ours)]
+    (row,) = against_full(results(records)).rows
+    assert row[:4] == ["0.5", "x", "full", "+10.0"]
+    assert row[4] == "[+10.0, +10.0]" and row[-1] == "better" and row[5] == "0.25"
+
+
+def test_target_is_99_percent_of_the_best_of_full() -> None:
+    records = [
+        record("full", 0, 0.8),
+        record("full", 0, 0.9, budget=1.0, flops={"spent": 10.0, "full": 10.0, "share": 1.0}),
+        record("x", 0, 0.892, flops={"spent": 3.0, "full": 10.0, "share": 0.3}),
+        record("y", 0, 0.89, flops={"spent": 1.0, "full": 10.0, "share": 0.1}),
+    ]
+    costs = costs_to_target(results(records), "flops", "test")["t"]
+    assert costs == {"full": 10.0, "x": 3.0, "y": float("inf")}
+
+
+def test_the_page_is_whole_and_reaches_out_to_nothing() -> None:
+    records = [
+        *read_records(RECORDS),
+        record("<b>&x", 0, 0.5),
+        {**record("full", 9, 0.1), "status": "failed", "reason": "</script><i>no</i>"},
+    ]
+    page = render(records, "a <title>")
+    assert "&lt;b&gt;&amp;x" in page and "<b>&x" not in page and "</script><i>" not in page
+    assert "1 cells have failed" in page
+    body = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
+    assert re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", body) == []
+    assert page.count('<script type="application/json">') >= 2
+    assert "## Leaderboard" in markdown(records)
+
+
+def test_what_holds_no_records_is_said(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no records"):
+        load([tmp_path])
+    (tmp_path / "x.jsonl").write_text('{"key": "a"}\n')
+    with pytest.raises(InputError, match="has a line without 'arm'"):
+        load([tmp_path / "x.jsonl"])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("x = 1", "neither METHODS nor TASKS"),
+        ("METHODS = {'a': 1}", "no dict from names to Method"),
+        ("import rgft\nMETHODS = {'full': rgft.METHODS['full']}", "'full', which is there already"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_a_file_that_extends_nothing_is_refused(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "own.py"
+    path.write_text(text)
+    with pytest.raises(InputError, match=said):
+        extend((str(path),))
+    with pytest.raises(InputError, match="is no file"):
+        extend((str(tmp_path / "none.py"),))

@@ -1,0 +1,106 @@
+"""Suites as they are written: what is read, and one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rgft.bench.cells import cell, check_arms_differ, count, points, settled
+from rgft.bench.journal import append_record, read_records
+from rgft.bench.suite import load_suite
+from rgft.errors import InputError
+
+SUITES = Path(__file__).parent.parent / "benchmarks" / "suites"
+HEAD = "tasks: [trec]\nseeds: [0, 1]\n"
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "suite.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_small_is_what_it_promises() -> None:
+    suite = load_suite(SUITES / "small.yaml")
+    check_arms_differ(suite)
+    assert len(suite.arms) >= 12 and len(suite.seeds) == 3 and len(suite.tasks) == 5
+    assert {budget for point in points(suite) for budget in [point.budget]} >= {0.1, 1.0}
+    for point in points(suite):
+        for rate in point.arm.rates:
+            assert cell(suite, point, rate, 0).spec.max_train_rows == 2000
+    assert count(suite) == sum(len(p.arm.rates) + 2 for p in points(suite))
+
+
+def test_extending_takes_over_and_changes(tmp_path: Path) -> None:
+    text = "arms:\n  full: {batch_size: 8, settings: {beta: 0.5}, rates: [1e-4]}\n"
+    text += "  other: {extends: full, method: rgft, settings: {alpha: 2}}\n"
+    arm = load_suite(written(tmp_path, HEAD + text)).arms[1]
+    assert arm.options == {
+        "batch_size": 8, "method": "rgft", "settings": {"beta": 0.5, "alpha": 2},
+    }  # fmt: skip
+    assert arm.rates == (1e-4,) and arm.changes == {"method": "rgft", "settings": {"alpha": 2}}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("tasks: [trec]\nseeds: [0]\n", "has no arms"),
+        (HEAD + "arms: {}\n", "arms is empty"),
+        (HEAD + "arm: {full: {}}\n", "did you mean 'arms'"),
+        (HEAD + "arms:\n  full: {}\n  full: {}\n", "line 5: the key 'full' is there twice"),
+        (HEAD + "arms: {ful: {}}\n", "unknown method 'ful' (did you mean 'full'?)"),
+        (HEAD + "arms: {full: {batchsize: 8}}\n", "did you mean 'batch_size'"),
+        (HEAD + "arms: {full: {batch_size: 0}}\n", "batch_size is 0"),
+        (HEAD + "arms: {full: {settings: {bta: 1}}}\n", "did you mean 'beta'"),
+        (HEAD + "arms: {full: {rates: [0]}}\n", "rates has 0"),
+        (HEAD + "arms: {full: {budgets: [3]}}\n", "budget is '3'"),
+        (HEAD + "arms: {full: {extends: lora}}\n", "unknown arm to extend 'lora'"),
+        (HEAD + "arms: {full: {}, b: {method: full}}\n", "full and b are the same runs"),
+        ("tasks: [tre]\nseeds: [0]\narms: {full: {}}\n", "did you mean 'trec'"),
+        ("tasks: [trec]\nseeds: [a]\narms: {full: {}}\n", "seeds has 'a'"),
+        ("tasks: [trec]\nseeds: [0, 0]\narms: {full: {}}\n", "seeds has 0 twice"),
+        (HEAD + "sweep: some\narms: {full: {}}\n", "sweep is 'some'"),
+        ("- a\n", "holds no mapping"),
+        ("a: [\n", "line 2"),
+        (HEAD + "arms: {full: !!python/name:os.system {}}\n", "could not determine a constructor"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError) as caught:
+        suite = load_suite(written(tmp_path, text))
+        check_arms_differ(suite)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_other_seeds_come_when_all_rates_are_settled(tmp_path: Path) -> None:
+    text = HEAD + "rates: [1e-4, 2e-4, 4e-4]\narms: {full: {}}\n"
+    suite = load_suite(written(tmp_path, text))
+    _, due = settled(suite, {})
+    assert [(c.labels["rate"], c.spec.seed) for c in due] == [(1e-4, 0), (2e-4, 0), (4e-4, 0)]
+    scores = {1e-4: 0.5, 2e-4: 0.9}
+    records = {
+        c.key: {**c.labels, "status": "finished", "metric": "accuracy",
+                "metrics": {"validation": {"accuracy": scores[c.labels["rate"]]}}}
+        for c in due[:2]
+    }  # fmt: skip
+    assert [c.labels["rate"] for c in settled(suite, records)[1]] == [4e-4]
+    records[due[2].key] = {**due[2].labels, "status": "failed"}
+    assert [(c.labels["rate"], c.spec.seed) for c in settled(suite, records)[1]] == [(2e-4, 1)]
+
+
+@pytest.mark.parametrize("cut", [1, 10, -1])
+def test_a_torn_line_is_no_record_and_is_mended(cut: int, tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    assert read_records(path) == []
+    append_record(path, {"key": "a"})
+    with path.open("a", encoding="utf-8") as file:
+        file.write((json.dumps({"key": "b", "long": "x" * 9000}) + "\n")[:cut])
+    assert read_records(path) == [{"key": "a"}]
+    append_record(path, {"key": "c"})
+    assert read_records(path) == [{"key": "a"}, {"key": "c"}]
+    path.write_bytes(b"{\n" + path.read_bytes())
+    with pytest.raises(InputError, match="line 1 is damaged"):
+        read_records(path)
