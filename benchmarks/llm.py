@@ -270,6 +270,15 @@ class Curve:
         return Callback()
 
 
+def append(path: Path, record: Row) -> None:
+    """Add a line, on a new one where a kill has torn the last."""
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1, 0))
+        whole = file.read(1) in (b"", b"\n")
+        file.write((b"" if whole else b"\n") + json.dumps(record).encode() + b"\n")
+
+
 def read(path: Path) -> dict[Cell, Row]:
     """Finished cells; a line that a kill has torn is none."""
     done = {}
@@ -294,7 +303,7 @@ def run_apart(cell: Cell, model_folder: Path, records: Path) -> None:
             raise SystemExit(f"{cell}: {done.stderr.strip().splitlines()[-1]}")
         record = json.loads(output.read_text(encoding="utf-8"))
     record["command"] = shlex.join(["python", "benchmarks/llm.py", *sys.argv[1:]])
-    append_record(records, record)
+    append(records, record)
     print(*cell, record["metrics"], f"{record['seconds']['train']:.0f} s", flush=True)
 
 
