@@ -146,7 +146,7 @@ def shown(problem: Problem, found: Sequence[Result]) -> str:
     if len({result.problem.model for result in found}) > 1:
         parts.append(problem.model)
     if len({other.rows for other in others}) > 1:
-        parts.append(f"{problem.rows} rows")
+        parts.append(f"{problem.rows} rows" if problem.rows else "all rows")
     if len({other.epochs for other in others}) > 1:
         parts.append(f"{problem.epochs:g} epochs")
     return ", ".join(parts)
