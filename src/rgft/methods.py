@@ -78,7 +78,7 @@ METHODS: dict[str, Method] = {
         "all components train; learning rate x (1 + alpha E/max E)",
         Config(policy="normalized-max"),
         surveyed=Surveyed(
-            shallow=Recipe(3e-4, 16), wide=Recipe(1.5e-4, 16), deep=Recipe(7e-5, 8, 0.98)
+            shallow=Recipe(3e-4, 16), wide=Recipe(7e-5, 16), deep=Recipe(7e-5, 8, 0.98)
         ),
     ),
     "rgft-rank": Method(
