@@ -186,7 +186,7 @@ def test_page_of_the_language_model_is_what_the_records_say(
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     llm, table = (importlib.import_module(name) for name in ("llm", "llm_table"))
     page = (DOCS / "integrations" / "llm.md").read_text(encoding="utf-8")
-    shown = page.split("<!-- llm:begin -->\n")[1].split("\n<!-- llm:end -->")[0]
+    shown = page.split("language-models -->\n")[1].split("\n<!-- /records -->")[0]
     assert shown == table.page(llm.read(ROOT / "benchmarks" / "records" / "llm.jsonl"))
 
 
