@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -66,6 +66,16 @@ def scales_for(name: str) -> tuple[float, ...]:
     return FREEZING if name in ONE_RATE else SCALES
 
 
+def planned(name: str, rule: Callable[[Any], Tensor]) -> tuple[nn.Sequential, Any]:
+    """A model under a guide whose plans follow `rule`, decided every second step."""
+    model = network()
+    optimizer = make(name, model.parameters())
+    if name in GROUP_STATE:
+        split_groups(optimizer, model)
+    Guide(model, optimizer, Config(policy=Policy(rule, uses_error=False), every=2))
+    return model, optimizer
+
+
 def guided(name: str, scale: tuple[float, ...]) -> tuple[nn.Module, Any, Guide]:
     model = network()
     optimizer = make(name, model.parameters())
@@ -117,11 +127,7 @@ def test_frozen_weights_keep_their_bits_after_they_have_moved(name: str) -> None
         scale = (1.0, 1.0, 1.0) if situation.step < 2 else scales_for(name)
         return torch.tensor(scale, dtype=torch.float64)
 
-    model = network()
-    optimizer = make(name, model.parameters())
-    if name in GROUP_STATE:
-        split_groups(optimizer, model)
-    Guide(model, optimizer, Config(policy=Policy(later, uses_error=False), every=2))
+    model, optimizer = planned(name, later)
     steps = batches(8)
     list(fit(model, optimizer, steps[:2], squared_error))
     weights = values(model)
@@ -146,11 +152,7 @@ def test_a_component_that_comes_back_steps_as_one_that_was_without_a_gradient(na
         scale = scales_for(name) if situation.step < 2 else (1.0, 1.0, 1.0)
         return torch.tensor(scale, dtype=torch.float64)
 
-    model = network()
-    optimizer = make(name, model.parameters())
-    if name in GROUP_STATE:
-        split_groups(optimizer, model)
-    Guide(model, optimizer, Config(policy=Policy(later, uses_error=False), every=2))
+    model, optimizer = planned(name, later)
     by_hand, real = with_real_groups(name, scales_for(name))
     steps = batches(5)
     list(fit(model, optimizer, steps, squared_error))

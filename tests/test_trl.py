@@ -144,12 +144,19 @@ TRAINERS: dict[str, Any] = {
 }
 
 
+def trained(
+    name: str, folder: Path, budget: float | None = None, **how: Any
+) -> tuple[RGFTCallback, Any]:
+    make, settings = TRAINERS[name]
+    callback = RGFTCallback(CONFIG, budget=budget)
+    trainer = make(folder / "run", callback, **settings)
+    trainer.train(**how)
+    return callback, trainer
+
+
 @pytest.mark.parametrize("name", TRAINERS)
 def test_it_guides(name: str, tmp_path: Path) -> None:
-    make, settings = TRAINERS[name]
-    callback = RGFTCallback(CONFIG)
-    trainer = make(tmp_path / "run", callback, **settings)
-    trainer.train()
+    callback, _ = trained(name, tmp_path)
     assert callback.guide is not None
     assert callback.guide.step == STEPS
     assert (callback.guide.error_map.values > 0).any()
@@ -158,13 +165,9 @@ def test_it_guides(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
-    make, settings = TRAINERS[name]
-    callback = RGFTCallback(CONFIG)
-    whole = make(tmp_path / "run", callback, **settings)
-    whole.train()
-    again = RGFTCallback(CONFIG)
-    resumed = make(tmp_path / "run", again, **settings)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-4"))
+    callback, whole = trained(name, tmp_path)
+    checkpoint = str(tmp_path / "run" / "checkpoint-4")
+    again, resumed = trained(name, tmp_path, resume_from_checkpoint=checkpoint)
     assert same_state(values(whole.model), values(resumed.model))
     assert callback.guide is not None and again.guide is not None
     assert callback.guide.plan.lr_scale == again.guide.plan.lr_scale
@@ -173,10 +176,7 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_budget_ends_it(name: str, tmp_path: Path) -> None:
-    make, settings = TRAINERS[name]
-    callback = RGFTCallback(CONFIG, budget=0.5)
-    trainer = make(tmp_path / "run", callback, **settings)
-    trainer.train()
+    callback, trainer = trained(name, tmp_path, budget=0.5)
     assert callback.spending is not None
     assert trainer.state.global_step < STEPS
     assert callback.spending.spent == pytest.approx(callback.spending.limit, rel=0.15)

@@ -26,7 +26,6 @@ from rgft.execution.engagement import Engagement
 from rgft.execution.parallel import (
     check_wrapper,
     find_processes,
-    inside,
     many,
     refuse_engines,
     settle_types,
@@ -44,6 +43,7 @@ from rgft.resumption import check_state, decisive_settings, what_is_shared
 from rgft.scoring import Probe, Scoring
 from rgft.signals import find_signal
 from rgft.spending import Spending
+from rgft.structure.layers import without_replicas
 
 _GUIDES: WeakKeyDictionary[nn.Module, weakref.ref[Guide]] = WeakKeyDictionary()
 
@@ -104,7 +104,7 @@ class Guide:
         self.spending = spending
         self.optimizer = plain_optimizer(optimizer)
         refuse_engines(model, optimizer)
-        wrapper, model = model, inside(model)
+        wrapper, model = model, without_replicas(model)
         previous = _GUIDES.get(model, lambda: None)()
         if previous is not None and previous._release.alive:
             raise InputError("this model already has a guide; call its close() first")

@@ -62,19 +62,13 @@ class Processes:
         dist.all_gather_object(found, list(texts), group=self._host)
         return [str(text) for there in found for text in there]
 
-    def texts(self, text: str) -> list[str]:
-        """The texts of all processes, by rank."""
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, text, group=self._host)
-        return [str(text) for text in found]
-
     def refuse_different(self, what: str, text: str) -> None:
         """Refuse, in all processes alike, what is not the same in all of them.
 
         Raises:
             InputError: It is not.
         """
-        found = self.texts(text)
+        found = self.lists([text])
         other = next((rank for rank, there in enumerate(found) if there != found[0]), None)
         if other is not None:
             raise InputError(

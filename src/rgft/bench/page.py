@@ -18,6 +18,7 @@ from rgft.bench.tables import all_tables
 from rgft.errors import InputError
 from rgft.records import RUN_FILE, read_run
 from rgft.report.page import Panel, panel, template
+from rgft.spending import parse_budget
 
 Record = Mapping[str, Any]
 
@@ -62,9 +63,8 @@ def _of_run(folder: Path) -> dict[str, Any]:
     if run.get("status") != "finished":
         raise InputError(f"the run in {folder} has not finished; go on with it, or leave it out")
     budget = run["budget"]
-    share = (
-        1.0 if budget is None else float(budget) if budget.replace(".", "").isdigit() else budget
-    )
+    parsed = parse_budget(budget or "1")
+    share = budget if parsed.auto or parsed.share is None else parsed.share
     labels = {"status": "finished", "key": str(folder.resolve()), "suite": None, "extends": None}
     named = {"arm": run["method"], "task": run["task"], "model": run["model"]}
     return {**labels, **named, "budget": share, "rate": run["lr"], **record_of_run(folder)}

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 from rgft.costs.graph import Graph
 from rgft.costs.model import Action, CostModel
+from rgft.structure.layers import without_replicas
 
 
 class FlopMeter:
@@ -37,8 +37,7 @@ class FlopMeter:
     """
 
     def __init__(self, model: nn.Module, reference: CostModel | None = None) -> None:
-        if isinstance(model, DistributedDataParallel):
-            model = model.module
+        model = without_replicas(model)
         self.costs = CostModel(model)
         self._reference = reference or self.costs
         self.model = model

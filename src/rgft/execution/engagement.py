@@ -20,6 +20,7 @@ from rgft.execution.binding import Binding
 from rgft.execution.relative_rates import chooses_its_rate
 from rgft.plan import Plan
 from rgft.processes import Processes
+from rgft.shards import local
 
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # 4 bytes are summed modulo 2^32: for widening them as it sums, a CPU takes 20 times as long
@@ -41,7 +42,7 @@ def fingerprints(
     held = {} if state is None else state
     sums = [
         _fingerprint(
-            piece.slice.of(held[piece.parameter]["z"])
+            piece.held.of(local(held[piece.parameter]["z"]))
             if "z" in held.get(piece.parameter, ())
             else piece.weight
         )

@@ -16,11 +16,6 @@ from rgft.processes import Processes
 from rgft.shards import is_sharded
 
 
-def inside(model: nn.Module) -> nn.Module:
-    """The model that DistributedDataParallel wraps, or the model itself."""
-    return inside(model.module) if isinstance(model, DistributedDataParallel) else model
-
-
 def many() -> bool:
     """Whether there is more than one process."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

@@ -1,1 +1,1 @@
-"""Training frameworks. Each module needs the framework it is named for."""
+"""Training frameworks: a module each, which needs the framework, and what they share."""

@@ -18,6 +18,7 @@ from rgft.errors import InputError
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
+from rgft.integrations.counted_cache import counted_cache
 from rgft.integrations.foreign_checkpoint import begin_anew
 from rgft.integrations.pacing import pace
 from rgft.scoring import Probe
@@ -93,17 +94,9 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
         optimizer = trainer.optimizers[0]
         self.guide = Guide(network, optimizer, config, probe=self._probe, spending=self.spending)
         if self._storage is not None:
-            self.cache = self._cached(network, self._storage)
+            meter = None if self.spending is None else self.spending.meter
+            self.cache = counted_cache(network, self._storage, meter)
         self._resume(trainer)
-
-    def _cached(self, network: nn.Module, storage: Storage) -> PrefixCache:
-        """The cache; what its comparisons and layers that do not run cost is counted."""
-        if self.spending is None:
-            return PrefixCache(network, storage)
-        meter = self.spending.meter
-        cache = PrefixCache(network, storage, checking=meter.charging)
-        meter.skipped = lambda: cache.skipped
-        return cache
 
     def _resume(self, trainer: lightning.Trainer) -> None:
         """Take over what `load_state_dict` was given."""

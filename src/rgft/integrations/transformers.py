@@ -25,6 +25,7 @@ from rgft.errors import InputError
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
+from rgft.integrations.counted_cache import counted_cache
 from rgft.integrations.foreign_checkpoint import begin_anew
 from rgft.integrations.pacing import pace, set_rates
 from rgft.scoring import Probe
@@ -108,7 +109,8 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             model, optimizer, config, probe=probe, spending=self.spending, meter=self._meter
         )
         if self._storage is not None:
-            self.cache = self._cached(model, self._storage)
+            meter = self._meter or (None if self.spending is None else self.spending.meter)
+            self.cache = counted_cache(model, self._storage, meter)
         name = type(self).__name__
         saved = (state.stateful_callbacks or {}).get(name)
         if state.global_step and not saved:
@@ -219,15 +221,6 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if self.cache is not None:
             attributes["prefix_cache"] = encode_state(self.cache.state_dict())
         return {"args": {}, "attributes": attributes}
-
-    def _cached(self, model: nn.Module, storage: Storage) -> PrefixCache:
-        """The cache; what its comparisons and layers that do not run cost is counted."""
-        meter = self._meter or (None if self.spending is None else self.spending.meter)
-        if meter is None:
-            return PrefixCache(model, storage)
-        cache = PrefixCache(model, storage, checking=meter.charging)
-        meter.skipped = lambda: cache.skipped
-        return cache
 
     def _probed(self, count: int) -> Iterator[Tensor]:
         """The user's probe, which may train what is frozen else."""

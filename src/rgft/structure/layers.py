@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 Named = tuple[str, nn.Module]
 
@@ -24,6 +25,13 @@ def unwrapped(model: nn.Module) -> nn.Module:
         if inner is None or inner is model:
             return model
         model = inner
+
+
+def without_replicas(model: nn.Module) -> nn.Module:
+    """The model that DistributedDataParallel wraps, or the model itself."""
+    while isinstance(model, DistributedDataParallel):
+        model = model.module
+    return model
 
 
 def wrapper_prefix(model: nn.Module) -> str:
