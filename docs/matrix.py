@@ -14,7 +14,8 @@ HEAD = """# What works where
 
 Each row comes from `tests/matrix/`, and this page from `docs/matrix.py`: a cell is a test that
 runs, a refusal with its reason, or something that has no meaning there. What is not listed is not
-tested.
+tested, and a test that needs a package which `make setup` leaves out runs only where that is
+installed.
 """
 
 
@@ -23,7 +24,8 @@ def cells() -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     for path in sorted((ROOT / "tests" / "matrix").glob("*.yaml")):
         for cell in yaml.safe_load(path.read_text(encoding="utf-8")):
-            if len(cell.keys() & set(STATES)) != 1 or not {"row", "column"} <= cell.keys():
+            given = cell.keys() & set(STATES)
+            if len(given) != 1 or not {"row", "column"} <= cell.keys() or not all(cell.values()):
                 raise ValueError(f"{path.name}: {cell} must have row, column and one of {STATES}")
             found.append(cell)
     return found
@@ -44,7 +46,8 @@ def page() -> str:
 
 def _shown(cell: dict[str, Any]) -> str:
     if "test" in cell:
-        return f"`{cell['test'].partition('tests/')[2]}`"
+        shown = f"`{cell['test'].partition('tests/')[2]}`"
+        return f"{shown}, where {cell['needs']} is installed" if "needs" in cell else shown
     if "refused" in cell:
         return f"refused, because {cell['refused']}"
     return "not applicable"

@@ -11,7 +11,6 @@ import pytest
 from scipy import stats
 
 from rgft.bench.statistics import (
-    area,
     cost_to_target,
     holm,
     interval,
@@ -74,14 +73,6 @@ def test_profile_counts_tasks(seed: int) -> None:
             )
             told = max((rho for at, rho in line if at <= tau + 1e-9), default=0.0)
             assert told == pytest.approx(solved / len(costs))
-
-
-def test_area_is_the_integral() -> None:
-    curve = [(1.0, 0.2), (2.0, 0.8), (4.0, 0.9), (0.0, 0.0)]
-    x = np.linspace(0.5, 3.0, 100_001)
-    expected = np.interp(x, [0, 1, 2, 4], [0.0, 0.2, 0.8, 0.9]).mean()
-    assert area(curve, 0.5, 3.0) == pytest.approx(float(expected), abs=1e-4)
-    assert math.isnan(area(curve, 0.5, 5.0))
 
 
 def test_target_takes_measured_points_alone() -> None:
