@@ -195,7 +195,6 @@ def check_after_kills(folder: Path, kills: int, seed: int) -> None:
     assert records == by_key(whole_folder)
 
 
-@pytest.mark.slow
 def test_kills_lose_nothing_and_repeat_nothing(tmp_path: Path) -> None:
     check_after_kills(tmp_path, kills=3, seed=0)
 

@@ -110,7 +110,7 @@ class Planning:
         self._switched[(scale > 0) != (previous > 0)] = step
         return Plan(self._components, tuple(scale.tolist()))
 
-    def _costs(self, gates: Mapping[str, list[int]] | None) -> ComponentCosts | None:
+    def costs(self, gates: Mapping[str, list[int]] | None) -> ComponentCosts | None:
         """What steps cost by component, where it is known."""
         if self._spending is None:
             return None
@@ -139,7 +139,7 @@ class Planning:
             step=step,
             total_steps=self._config.total_steps,
             generator=self._generator,
-            costs=self._costs(gates),
+            costs=self.costs(gates),
             progress=None if self._spending is None else self._spending.stage_progress,
         )
         scale = self._policy.lr_scale(situation).to(torch.float64, copy=True)
