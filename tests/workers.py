@@ -14,16 +14,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from runs import CONTEXT
+from runs import CONTEXT, warm_up
 
 Work = Callable[..., Any]
 
 
-def launch(count: int, work: Work, folder: Path, *given: Any, seconds: float = 90) -> list[Any]:
+def launch(count: int, work: Work, folder: Path, *given: Any, seconds: float = 300) -> list[Any]:
     """What `work(*given)` returned in each of `count` processes.
 
     An error in one of them, or more than `seconds`, ends all.
     """
+    warm_up()
     processes = begin(count, work, folder, *given)
     wait(processes, seconds)
     errors = [path.read_text() for path in sorted(folder.glob("*.error"))]
@@ -64,7 +65,7 @@ def _worker(rank: int, count: int, work: Work, folder: Path, given: tuple[Any, .
         init_method=f"file://{folder / 'store'}",
         rank=rank,
         world_size=count,
-        timeout=timedelta(seconds=40),
+        timeout=timedelta(seconds=100),
     )
     try:
         torch.save(work(*given), folder / f"{rank}.pt")
