@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from rgft.atomic import atomic_path
 from rgft.errors import InputError
@@ -59,7 +61,7 @@ def save_checkpoint(
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
-    dcp.save({**_weights(model), **tensors}, checkpoint_id=folder, no_dist=not _many())
+    save({**_weights(model), **tensors}, checkpoint_id=folder, no_dist=not _many())
 
 
 def load_checkpoint(
@@ -80,7 +82,7 @@ def load_checkpoint(
     folder = Path(folder)
     if not (folder / ".metadata").is_file() or not (folder / REST).is_file():
         raise InputError(f"{folder} is no whole checkpoint of save_checkpoint; give another")
-    there = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+    there = FileSystemReader(folder).read_metadata().state_dict_metadata
     rest = torch.load(folder / REST, weights_only=True)
     weights = _weights(model)
     missing = sorted(weights.keys() - there.keys())
@@ -92,7 +94,7 @@ def load_checkpoint(
         if key.startswith("optimizer.") and isinstance(entry, TensorStorageMetadata):
             parameter = parameters[key.removeprefix("optimizer.").rpartition(".")[0]]
             tensors[key] = _room(parameter, entry)
-    dcp.load({**weights, **tensors}, checkpoint_id=folder, no_dist=not _many())
+    load({**weights, **tensors}, checkpoint_id=folder, no_dist=not _many())
     state: dict[str, dict[str, Any]] = {n: dict(values) for n, values in rest["numbers"].items()}
     for key, tensor in tensors.items():
         name, _, kind = key.removeprefix("optimizer.").rpartition(".")
