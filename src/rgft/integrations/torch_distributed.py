@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +63,8 @@ def save_checkpoint(
         for key, value in state.items()
         if isinstance(value, Tensor)
     }
-    save({**_weights(model), **tensors}, checkpoint_id=folder, no_dist=not _many())
+    with _without_remark():
+        save({**_weights(model), **tensors}, checkpoint_id=folder)
 
 
 def load_checkpoint(
@@ -94,7 +97,8 @@ def load_checkpoint(
         if key.startswith("optimizer.") and isinstance(entry, TensorStorageMetadata):
             parameter = parameters[key.removeprefix("optimizer.").rpartition(".")[0]]
             tensors[key] = _room(parameter, entry)
-    load({**weights, **tensors}, checkpoint_id=folder, no_dist=not _many())
+    with _without_remark():
+        load({**weights, **tensors}, checkpoint_id=folder)
     state: dict[str, dict[str, Any]] = {n: dict(values) for n, values in rest["numbers"].items()}
     for key, tensor in tensors.items():
         name, _, kind = key.removeprefix("optimizer.").rpartition(".")
@@ -113,11 +117,11 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {f"model.{name}": value for name, value in own if isinstance(value, Tensor)}
 
 
-def _names(model: nn.Module) -> dict[nn.Parameter, str]:
+def _names(model: nn.Module) -> dict[Tensor, str]:
     return {parameter: name for name, parameter in inside(model).named_parameters()}
 
 
-def _room(parameter: nn.Parameter, entry: TensorStorageMetadata) -> Tensor:
+def _room(parameter: Tensor, entry: TensorStorageMetadata) -> Tensor:
     """A tensor for a part of the optimizer's state, sharded as its parameter is."""
     dtype = entry.properties.dtype
     if entry.size == parameter.shape:
@@ -126,9 +130,13 @@ def _room(parameter: nn.Parameter, entry: TensorStorageMetadata) -> Tensor:
     return torch.zeros(entry.size, dtype=dtype)
 
 
-def _many() -> bool:
-    return dist.is_available() and dist.is_initialized()
+@contextmanager
+def _without_remark() -> Iterator[None]:
+    """One process is no accident."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+        yield
 
 
 def _rank() -> int:
-    return dist.get_rank() if _many() else 0
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
