@@ -49,6 +49,8 @@ def train(folder: Path, processes: int, **changed: Any) -> dict[str, Any]:
         "use_cpu": True,
         "disable_tqdm": True,
         "dataloader_pin_memory": False,
+        # else the Trainer multiplies this model's loss by the number of processes
+        "average_tokens_across_devices": False,
     }
     args = TrainingArguments(str(folder / "out"), **given | changed)
     trainer = Trainer(model, args, train_dataset=rows, callbacks=[callback])
