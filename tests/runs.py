@@ -23,6 +23,7 @@ CONTEXT.set_forkserver_preload(
     [
         *("rgft.cli", "rgft.train", "peft", "transformers.models.bert.modeling_bert"),
         *("transformers.models.bert.tokenization_bert", "rgft.report"),
+        *("torch.distributed.fsdp", "torch.distributed.tensor"),
     ]
 )
 

@@ -46,7 +46,7 @@ def run_example(name: str, folder: Path) -> str:
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.name for path in FOLDER.glob("*.py")} == {*PRINTED, *OWN}
+    assert {path.name for path in FOLDER.glob("*.py")} == {*PRINTED, *OWN, "distributed.py"}
 
 
 def test_own_method_and_task_run_in_a_suite(tiny_model: Path, tmp_path: Path) -> None:
@@ -71,3 +71,29 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
     if name == "plain_loop.py":
         error_map = ErrorMap.from_parquet(tmp_path / "error_map.parquet")
         assert error_map.history.steps.tolist() == list(range(1, 13))
+
+
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2"],
+    # on CPUs without MPI its own `--cpu` starts one process
+    "accelerate": [
+        *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
+        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *("--main_process_port", "0"),
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("launcher", "sharded"), [("torchrun", []), ("torchrun", ["--sharded"]), ("accelerate", [])]
+)
+def test_example_of_many_processes_runs(launcher: str, sharded: list[str], tmp_path: Path) -> None:
+    script = str(FOLDER / "distributed.py")
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], script, *sharded]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()  # process 0 alone prints
+    assert line.startswith("20 steps, 99% of the budget")

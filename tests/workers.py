@@ -14,16 +14,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from runs import CONTEXT
+from runs import CONTEXT, warm_up
 
 Work = Callable[..., Any]
 
 
-def launch(count: int, work: Work, folder: Path, *given: Any, seconds: float = 90) -> list[Any]:
+def launch(count: int, work: Work, folder: Path, *given: Any, seconds: float = 300) -> list[Any]:
     """What `work(*given)` returned in each of `count` processes.
 
     An error in one of them, or more than `seconds`, ends all.
     """
+    warm_up()
     processes = begin(count, work, folder, *given)
     wait(processes, seconds)
     errors = [path.read_text() for path in sorted(folder.glob("*.error"))]
@@ -58,13 +59,15 @@ def wait(processes: list[BaseProcess], seconds: float) -> None:
 
 def _worker(rank: int, count: int, work: Work, folder: Path, given: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
+    local = {"LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(count)}
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}  # asked for, and not used
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(count), **local, **where}
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder / 'store'}",
         rank=rank,
         world_size=count,
-        timeout=timedelta(seconds=40),
+        timeout=timedelta(seconds=100),
     )
     try:
         torch.save(work(*given), folder / f"{rank}.pt")

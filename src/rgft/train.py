@@ -66,6 +66,12 @@ def run(
     Raises:
         InputError: Something given cannot be used.
     """
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        raise InputError(
+            f"rgft train was started in {processes} processes, which would all write the same "
+            "folder; start it in one, or take RGFTCallback or Guide under torchrun"
+        )
     spec = _anywhere(spec)
     extend(spec.extend or ())
     find_method(spec.method)

@@ -106,7 +106,9 @@ def _without_values(model: nn.Module) -> nn.Module:
         memo[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
     for module in model.modules():  # what hooks hold is not copied
         for name, value in vars(module).items():
-            if name.endswith("_hooks") and isinstance(value, dict):
+            # nor is what FSDP2 keeps in modules under names of its own
+            held = name.endswith("_hooks") or name.startswith("__composable_api")
+            if held and isinstance(value, dict):
                 memo[id(value)] = type(value)()
     with _own_classes(model):
         return copy.deepcopy(model, memo)

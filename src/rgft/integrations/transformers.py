@@ -22,6 +22,7 @@ from transformers.trainer_callback import ExportableState
 from rgft.config import Config
 from rgft.costs import FlopMeter
 from rgft.errors import InputError
+from rgft.execution.parallel import many
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
@@ -108,6 +109,11 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self.guide = Guide(
             model, optimizer, config, probe=probe, spending=self.spending, meter=self._meter
         )
+        if self._storage is not None and many():
+            raise InputError(
+                "prefix_cache works in one process: with several, samples come back to others than "
+                "those that have stored them; drop it"
+            )
         if self._storage is not None:
             meter = self._meter or (None if self.spending is None else self.spending.meter)
             self.cache = counted_cache(model, self._storage, meter)
