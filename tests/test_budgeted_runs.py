@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -166,6 +167,26 @@ def test_rare_classes_can_count_more(spec: RunSpec, tmp_path: Path) -> None:
     balanced = run(replace(given, balance=1.0), tmp_path / "balanced")
     assert plain["train_loss"][0]["loss"] != balanced["train_loss"][0]["loss"]
     assert plain["flops"] == balanced["flops"]
+
+
+def test_a_budget_of_rgft_turns_dropout_off(spec: RunSpec, tmp_path: Path) -> None:
+    """In the run, not in the model that it leaves."""
+    given = replace(spec, budget="0.3")
+    without = run(given, tmp_path / "without")
+    assert without["dropout"] is False
+    with_it = run(replace(given, dropout=True), tmp_path / "with")
+    assert with_it["dropout"] is True
+    assert with_it["train_loss"] != without["train_loss"]
+    config = json.loads((tmp_path / "without" / "config.json").read_text())
+    assert config["hidden_dropout_prob"] == 0.1
+
+
+def test_dropout_can_be_turned_off_without_a_budget(spec: RunSpec, tmp_path: Path) -> None:
+    given = replace(spec, method="full", epochs=1, settings={})
+    acts = run(given, tmp_path / "acts")
+    off = run(replace(given, dropout=False), tmp_path / "off")
+    assert (acts["dropout"], off["dropout"]) == (True, False)
+    assert acts["train_loss"] != off["train_loss"]
 
 
 def test_products_can_be_in_16_bits(spec: RunSpec, tmp_path: Path) -> None:

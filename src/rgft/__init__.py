@@ -35,6 +35,7 @@ from rgft.signals import Statistics as Statistics
 from rgft.spending import Budget as Budget
 from rgft.spending import Spending as Spending
 from rgft.stages import Yardstick as Yardstick
+from rgft.structure.dropout import turn_off_dropout as turn_off_dropout
 from rgft.structure.residual_branches import ResidualBranches as ResidualBranches
 from rgft.structure.residual_branches import residual_branches as residual_branches
 

@@ -125,6 +125,9 @@ app.add_command(report)
     help="Weight classes in the loss by (1 / frequency)^BALANCE.  [the method's]",
 )
 @click.option(
+    "--dropout/--no-dropout", default=None, help="Whether dropout acts in training.  [the method's]"
+)
+@click.option(
     "--precision", help="Of matrix products: float32 or bfloat16 (mixed precision).  [float32]"
 )
 @click.option(

@@ -42,6 +42,7 @@ from rgft.settings import method_config
 from rgft.spec import RunSpec
 from rgft.spending import Spending, parse_budget
 from rgft.structure.cutting import count_layers, keep_layers
+from rgft.structure.dropout import turn_off_dropout
 from rgft.survey import Survey
 from rgft.tasks import TaskData, load_folder, load_task
 from rgft.tasks.splitting import fewer_train_rows
@@ -75,6 +76,7 @@ class Prepared:
     examples: dict[str, list[Example]]
     batch_size: int
     adam_beta2: float
+    dropout: bool
     layers: Layers
     sampling: Sampling
     prefix_cache: str | None
@@ -168,6 +170,9 @@ def prepare(spec: RunSpec) -> Prepared:
             )
         surveyed, recipe = start.survey, start.recipe
         config = replace(config, frozen_below=start.frozen_below)
+    dropout = recipe.dropout if spec.dropout is None else spec.dropout
+    if not dropout and turn_off_dropout(model) == 0 and spec.dropout is not None:
+        raise InputError("--no-dropout has no effect: this model has no dropout; leave it out")
     seconds = time.perf_counter() - started
     lr = recipe.lr if spec.lr is None else spec.lr
     batch_size = spec.batch_size or recipe.batch_size
@@ -188,6 +193,7 @@ def prepare(spec: RunSpec) -> Prepared:
         meter=meter,
         examples=examples,
         batch_size=batch_size,
+        dropout=dropout,
         adam_beta2=recipe.adam_beta2 if spec.adam_beta2 is None else spec.adam_beta2,
         sampling=Sampling(ledger, visits, _balance(spec, task, method, examples["train"])),
         prefix_cache=cache,

@@ -67,6 +67,8 @@ class RunSpec:
             method's own.
         balance: Exponent b of class weights (1 / frequency)^b in the loss, in [0, 1]; None for the
             method's own (0 without a budget).
+        dropout: Whether the model's dropout acts in training; None for the method's own (it does
+            without a budget).
         precision: Of matrix products: "float32", or "bfloat16" (weights stay in float32).
         prefix_cache: Format in which outputs of the frozen deepest layers are kept, or "off"; None
             for the method's own.
@@ -94,6 +96,7 @@ class RunSpec:
     skip: float | None = None
     group_by_length: bool | None = None
     balance: float | None = None
+    dropout: bool | None = None
     precision: str = "float32"
     prefix_cache: str | None = None
     extend: tuple[str, ...] | None = None

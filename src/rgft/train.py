@@ -136,6 +136,7 @@ def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:
         "budget": spec.budget,
         "batch_size": prepared.batch_size,
         "adam_beta2": prepared.adam_beta2,
+        "dropout": prepared.dropout,
         "layers": prepared.layers._asdict(),
         "survey": None if prepared.survey is None else asdict(prepared.survey),
         "granularity": config["granularity"],
