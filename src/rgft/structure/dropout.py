@@ -11,8 +11,8 @@ NAME = "drop"  # in every library's names of such probabilities: attention_dropo
 def turn_off_dropout(model: nn.Module) -> int:
     """Set the probability of every dropout in `model` to 0, in place.
 
-    Dropout (Srivastava et al. 2014) keeps a model from learning its training data by heart over many
-    epochs. A run that sees each sample a time or two pays for it, in slower learning, and gets
+    Dropout (Srivastava et al. 2014) keeps a model from learning its training data by heart over
+    many epochs. A run that sees each sample a time or two pays for it, in slower learning, and gets
     nothing in return. The model's config keeps its values: what `save_pretrained` writes has
     dropout again when it is trained the next time.
 
