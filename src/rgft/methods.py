@@ -77,11 +77,11 @@ class Method:
 
 METHODS: dict[str, Method] = {
     "rgft": Method(
-        "all components train; learning rate x (1 + alpha E/max E)",
-        Config(policy="normalized-max"),
+        "all components train; learning rate x (1 + alpha E/max E), divided by their mean",
+        Config(policy="normalized-max", mean_one=True),
         surveyed=Surveyed(
-            shallow=Recipe(3e-4, 16, dropout=False),
-            wide=Recipe(7e-5, 16, dropout=False),
+            shallow=Recipe(4e-4, 16, dropout=False),
+            wide=Recipe(1.2e-4, 16, dropout=False),
             deep=Recipe(7e-5, 8, 0.98, dropout=False),
         ),
     ),
