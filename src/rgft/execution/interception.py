@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from rgft.errors import InputError
@@ -74,3 +76,17 @@ class Evaluation:
         for module in self._modules:
             module.training = True
         self._modules.clear()
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; random numbers go on as if nothing had happened."""
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    evaluation = Evaluation(model.modules())
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices):
+            yield
+    finally:
+        evaluation.end()
+        # older releases go on using weights cast without a gradient (pytorch#105211)
+        torch.clear_autocast_cache()

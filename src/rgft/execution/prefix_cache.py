@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import inspect
-import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from types import FunctionType, TracebackType
 from typing import Any
 
@@ -15,51 +13,17 @@ import torch
 from torch import nn
 
 from rgft.errors import InputError
-from rgft.execution.interception import Call, Evaluation, Interception
+from rgft.execution.cache_use import CacheUse
+from rgft.execution.interception import Call, Interception, undisturbed
 from rgft.execution.output_difference import largest_difference
 from rgft.execution.prefix_batch import Samples, read_samples
+from rgft.execution.prefix_comparisons import Comparisons
 from rgft.execution.prefix_forward import Forward, PrefixLayers
 from rgft.execution.prefix_weights import PrefixWeights, depths, prefix_layers
 from rgft.execution.stored_samples import Storage, StoredSamples
 from rgft.structure.layers import unwrapped
 
-TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "int8": 5e-2}
-HALF_TOLERANCE = 3e-2  # of computation in 16 bits, whose rounding depends on the batch
 MODES = ("error", "warn")
-REASONS = {
-    "structure": "although nothing else changed: the model uses more of its first layers than the "
-    "hidden states of the last one",
-    "batching": "when samples are batched anew: they influence each other in the frozen layers",
-    "padding": "when samples are padded anew: positions are counted through the padding",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class CacheUse:
-    """What a prefix cache has done so far.
-
-    Attributes:
-        hits: Samples for which no layer of the prefix ran.
-        extended: Samples for which only the layers above a shallower boundary ran.
-        misses: Samples for which the whole prefix ran.
-        changed: Of the misses, samples whose input was not the one that had been stored.
-        checks: Batches on which outputs with and without the cache were compared; each cost two
-            forward passes.
-        samples: Entries now.
-        memory_bytes: Their size in memory.
-        disk_bytes: Their size in the file.
-        seconds: Time spent on storing and finding.
-    """
-
-    hits: int
-    extended: int
-    misses: int
-    changed: int
-    checks: int
-    samples: int
-    memory_bytes: int
-    disk_bytes: int
-    seconds: float
 
 
 class PrefixCache:
@@ -128,7 +92,7 @@ class PrefixCache:
         self._stored = StoredSamples(storage)
         self._prefix = PrefixLayers(model, found)
         self._weights: PrefixWeights | None = None
-        self._verified: set[str] = set()
+        self._comparisons = Comparisons(storage.format)
         self._repeats = False  # whether the model calls a layer several times
         self._told = False
         self._resumed = False
@@ -197,7 +161,7 @@ class PrefixCache:
         self._follow_weights()
         self._prefix.intercept(boundary)
         self._stored.drop_above(boundary)
-        self._verified.clear()
+        self._comparisons.forget()
         layers = self._modules[:boundary]
         self._weights = PrefixWeights(self._model, layers) if boundary else None
         self._versions = self._weights.versions() if self._weights else ()
@@ -213,7 +177,7 @@ class PrefixCache:
         self._stored.store.flush()
         return {
             "boundary": self.boundary,
-            "verified": sorted(self._verified),
+            "verified": sorted(self._comparisons.passed),
             "counts": dict(self._counts),
             "stored": self._stored.state_dict(),
         }
@@ -225,7 +189,7 @@ class PrefixCache:
         own, which `checking` does not see: it belongs to the interruption, not to the run.
         """
         self.set_boundary(int(state["boundary"]))
-        self._verified = set(state["verified"])
+        self._comparisons.passed = set(state["verified"])
         self._counts.update(state["counts"])
         if not self._stored.load_state_dict(state["stored"]):
             warnings.warn(
@@ -256,7 +220,7 @@ class PrefixCache:
         if self._weights is None or (now := self._weights.versions()) == self._versions:
             return
         self._versions = now
-        self._verified.clear()
+        self._comparisons.forget()
         store = self._stored.store
         if len(store):
             warnings.warn(
@@ -280,16 +244,20 @@ class PrefixCache:
         samples = self._samples(ids, args, kwargs)
         if self._resumed:
             self._resumed = False
-            with _deterministic(self._model):
+            with undisturbed(self._model):
                 self._prefix.run(Forward(None), call, args, kwargs)
         forward = self._planned(samples)
-        if samples is not None and forward.start and self._untested(samples):
+        if (
+            samples is not None
+            and forward.start
+            and self._comparisons.untested(samples, self._stored)
+        ):
             self._verify(samples, call, args, kwargs)
             if self.refused is not None:
                 return call(*args, **kwargs)
         output = self._prefix.run(forward, call, args, kwargs)
         self._conclude(forward)
-        if forward.computed is not None and samples is not None and not self._verified:
+        if forward.computed is not None and samples is not None and not self._comparisons.passed:
             self._verify(samples, call, args, kwargs)
         return output
 
@@ -353,23 +321,14 @@ class PrefixCache:
             self._stored.keep(forward.samples, rows, self.boundary, self._precision())
 
     def _untested(self, samples: Samples) -> set[str]:
-        """In which ways a stored batch differs from those that were compared so far."""
-        origins = self._stored.origins(samples)
-        aspects = {"structure"}
-        if len(origins) > 1 or any(o is None or o.size != len(samples.ids) for o in origins):
-            aspects.add("batching")
-        if samples.mask is not None and any(
-            o is None or o.length != samples.length for o in origins
-        ):
-            aspects.add("padding")
-        return aspects - self._verified
+        return self._comparisons.untested(samples, self._stored)
 
     def _verify(
         self, samples: Samples, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Compare the outputs of the model with and without the cache."""
         aspects = self._untested(samples)
-        with self._checking(), _deterministic(self._model):
+        with self._checking(), undisturbed(self._model):
             cached = self._planned(samples)
             if not cached.start:
                 return
@@ -377,16 +336,8 @@ class PrefixCache:
             wanted = self._prefix.run(Forward(None), call, args, kwargs)
         self._counts["checks"] += 1
         apart = largest_difference(wanted, found, samples.mask)
-        tolerance = TOLERANCE[self._stored.storage.format]
-        allowed = max(tolerance, HALF_TOLERANCE) if cached.half else tolerance
-        if apart <= allowed:
-            self._verified |= aspects
-        elif not math.isnan(apart):  # a model that is broken tells nothing
-            reasons = [REASONS[name] for name in REASONS if name in aspects]
-            self._refuse(
-                "the prefix cache is not exact for this model: with it the outputs differ by "
-                f"{apart:.1e} (relative; {allowed:.0e} is allowed) {', or '.join(reasons)}"
-            )
+        if reason := self._comparisons.judge(aspects, apart, half=cached.half):
+            self._refuse(reason)
 
     def _refuse(self, reason: str) -> None:
         self.refused = f"{reason}; train without the cache"
@@ -394,17 +345,3 @@ class PrefixCache:
         if self._mode == "error":
             raise InputError(self.refused)
         warnings.warn(self.refused, RuntimeWarning, stacklevel=6)
-
-
-@contextmanager
-def _deterministic(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no gradients, and random numbers as if nothing had happened."""
-    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    evaluation = Evaluation(model.modules())
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices):
-            yield
-    finally:
-        evaluation.end()
-        # older releases go on using weights cast without a gradient (pytorch#105211)
-        torch.clear_autocast_cache()
