@@ -247,11 +247,7 @@ class PrefixCache:
             with undisturbed(self._model):
                 self._prefix.run(Forward(None), call, args, kwargs)
         forward = self._planned(samples)
-        if (
-            samples is not None
-            and forward.start
-            and self._comparisons.untested(samples, self._stored)
-        ):
+        if samples is not None and forward.start and self._untested(samples):
             self._verify(samples, call, args, kwargs)
             if self.refused is not None:
                 return call(*args, **kwargs)

@@ -18,9 +18,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from rgft.atomic import atomic_path
 from rgft.errors import InputError
-from rgft.execution.parallel import inside
 from rgft.guide import Guide
 from rgft.shards import is_sharded
+from rgft.structure.layers import without_replicas
 
 REST = "rest.pt"  # what every process has alike, and what is no tensor
 
@@ -113,12 +113,12 @@ def load_checkpoint(
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers under the names that they have without a wrapper."""
-    own = inside(model).state_dict().items()
+    own = without_replicas(model).state_dict().items()
     return {f"model.{name}": value for name, value in own if isinstance(value, Tensor)}
 
 
 def _names(model: nn.Module) -> dict[Tensor, str]:
-    return {parameter: name for name, parameter in inside(model).named_parameters()}
+    return {parameter: name for name, parameter in without_replicas(model).named_parameters()}
 
 
 def _room(parameter: Tensor, entry: TensorStorageMetadata) -> Tensor:
