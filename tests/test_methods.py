@@ -27,10 +27,13 @@ from tiny import (
 )
 
 STEPS = 20
-FREEZES = {"rgft-threshold", "linear-probing", "suffix", "random", "gradual-unfreezing"}
+FREEZES = {
+    *("rgft-threshold", "linear-probing", "suffix", "random", "gradual-unfreezing", "bitfit"),
+}
 # Plans under which backward stops above the embeddings in these runs; LoRA pairs in the first layer
 # need the gradient down to it, but not below.
-TRUNCATES = (FREEZES - {"rgft-threshold"}) | {name for name, m in METHODS.items() if m.lora}
+ADAPTED = {name for name, method in METHODS.items() if method.adapter}
+TRUNCATES = (FREEZES - {"rgft-threshold", "bitfit"}) | ADAPTED
 # A head on random features, and biases of 0 that take the largest rate, learn slowly.
 SLOW = {"linear-probing": 0.98, "auto-rgn": 0.99}
 BYPASS = " with bypass"
@@ -51,7 +54,7 @@ def config_of(method: str, **changes: Any) -> Config:
 
 def start(method: str, **changes: Any) -> tuple[nn.Module, torch.optim.Optimizer, Guide]:
     """Model, optimizer and guide, the same at every call. Momentum and weight decay are on."""
-    model = bert_with_lora() if method_of(method).lora else bert()
+    model = bert_with_lora() if method_of(method).adapter else bert()
     chosen = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(chosen, method_of(method).lr * 10, weight_decay=0.1)
     return model, optimizer, Guide(model, optimizer, config_of(method, **changes))

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rgft import POLICIES, Component, Config, InputError, Situation
+from rgft.components import ParameterSlice
 from rgft.costs import ComponentCosts
 from rgft.policies import find_policy
 from rgft.policies.options import hold, mean_one
@@ -53,6 +54,25 @@ def decide(policy: str, where: Situation, **given_settings: Any) -> list[float]:
 
 def close(found: list[float], wanted: list[float]) -> None:
     assert found == pytest.approx(wanted, rel=1e-12, abs=1e-12)
+
+
+def of_parameters(*names: str, heads: int = 1) -> Situation:
+    """One component a parameter, of which the last `heads` always train."""
+    where = situation([0.0] * len(names), heads=heads)
+    parts = zip(where.components, names, strict=True)
+    named = (replace(c, slices=(ParameterSlice(name),)) for c, name in parts)
+    return replace(where, components=tuple(named))
+
+
+def test_biases_and_the_head_alone_train() -> None:
+    where = of_parameters("norm.bias", "norm.weight", "query.bias", "bias.weight", "head.weight")
+    assert decide("biases", where) == [1, 0, 1, 0, 1]
+
+
+def test_a_model_without_biases_is_refused() -> None:
+    where = of_parameters("query.weight", "head.bias")
+    with pytest.raises(InputError, match="no component that holds biases alone"):
+        decide("biases", where)
 
 
 @exact
@@ -218,8 +238,8 @@ def test_hold(data: st.DataObject, size: int, min_stay: int) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(InputError, match="unknown policy 'best'; allowed: normalized-max"):
-        find_policy(Config(policy="best"))
+    with pytest.raises(InputError, match="unknown policy 'nonsense'; allowed: normalized-max"):
+        find_policy(Config(policy="nonsense"))
     with pytest.raises(InputError, match="total_steps"):
         find_policy(Config(policy="gradual-unfreezing"))
 

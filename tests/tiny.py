@@ -60,7 +60,7 @@ def bert(layers: int = 3, dtype: torch.dtype = torch.float32, **changed: Any) ->
 
 
 def bert_with_lora(layers: int = 3) -> nn.Module:
-    from rgft.preparation import add_lora  # noqa: PLC0415 - slow to import
+    from rgft.adapters.pairs import add_lora  # noqa: PLC0415 - slow to import
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # peft asks transformers by a name that goes out of use

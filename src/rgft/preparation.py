@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from rich.markup import escape
 from torch import Tensor, nn
 from transformers import set_seed
 
+from rgft.adapters import ADAPTERS
 from rgft.batches import Collator, Example, tokenize
 from rgft.budgeting import (
     STANDARD_BATCH,
@@ -131,7 +131,7 @@ def prepare(spec: RunSpec) -> Prepared:
         InputError: It does not, or something cannot be loaded.
     """
     method = find_method(spec.method)
-    config, rank = method_config(spec, method)
+    config, size = method_config(spec, method)
     with waiting(f"loading the tokenizer of {escape(spec.model)}"):
         tokenizer = load_tokenizer(spec.model)
     with waiting("loading the data"):
@@ -144,8 +144,9 @@ def prepare(spec: RunSpec) -> Prepared:
         reference, of = CostModel(model), count_layers(model)
         if spec.keep_layers is not None:
             keep_layers(model, spec.keep_layers)
-        if method.lora:
-            model = add_lora(model, rank)
+        if method.adapter is not None:
+            assert size is not None
+            model = ADAPTERS[method.adapter].add(model, size)
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
     meter, collate = FlopMeter(model, reference), Collator(tokenizer)
     started = time.perf_counter()
@@ -301,16 +302,3 @@ def _check_guidance(model: nn.Module, config: Config, spending: Spending | None)
     optimizer = torch.optim.SGD(trainable, lr=0.0)
     trial = replace(config, total_steps=config.total_steps or sys.maxsize)
     Guide(model, optimizer, trial, probe=lambda count: (), spending=spending).close()
-
-
-def add_lora(model: nn.Module, rank: int) -> nn.Module:
-    """LoRA pairs on all linear layers but the head, which trains in full (Hu et al. 2022)."""
-    from peft import LoraConfig, TaskType, get_peft_model  # noqa: PLC0415 - slow to import
-
-    settings = LoraConfig(
-        task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=2 * rank, target_modules="all-linear"
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a renamed attribute
-        adapted: nn.Module = get_peft_model(model, settings)
-    return adapted

@@ -136,11 +136,11 @@ def sweep(output_dir: Path) -> None:
         _remove(unfinished)
 
 
-def save(output_dir: Path, model: Any, tokenizer: Any, *, lora: bool) -> None:
-    """The model (LoRA pairs merged in) and its tokenizer, each file whole."""
+def save(output_dir: Path, model: Any, tokenizer: Any, *, adapted: bool) -> None:
+    """The model (what was added to it merged in) and its tokenizer, each file whole."""
     staging = output_dir / STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    if lora:
+    if adapted:
         model.save_pretrained(staging / ADAPTER)
         model = model.merge_and_unload()
     model.save_pretrained(staging)

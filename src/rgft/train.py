@@ -243,8 +243,8 @@ def _execute(
     prepared.meter.close()
     assert guidance.guide is not None
     record |= {"status": "finished", "finished": now(), **outcome}
-    lora = prepared.method.lora
-    save(output_dir, trainer.model, prepared.tokenizer, lora=lora)
+    adapted = prepared.method.adapter is not None
+    save(output_dir, trainer.model, prepared.tokenizer, adapted=adapted)
     save_ledgers(output_dir, guidance.guide.error_map, prepared.sampling.ledger)
     records.write_run(output_dir, record)
     finish(output_dir)

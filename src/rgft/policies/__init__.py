@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rgft.errors import InputError, unknown
 from rgft.policies.controls import (
+    biases,
     bottom_share,
     gradual_unfreezing,
     head_only,
@@ -67,6 +68,7 @@ POLICIES: dict[str, NamedPolicy] = {
     "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False, freezes=True),
     "suffix": NamedPolicy(suffix, ("top", "floor"), uses_error=False, changes=False, freezes=True),
     "head-only": NamedPolicy(head_only, uses_error=False, changes=False, freezes=True),
+    "biases": NamedPolicy(biases, uses_error=False, changes=False, freezes=True),
     "layerwise-decay": NamedPolicy(layerwise_decay, ("decay",), uses_error=False, changes=False),
     "gradual-unfreezing": NamedPolicy(
         gradual_unfreezing, ("unfrozen_by",), uses_error=False, freezes=True
