@@ -18,7 +18,7 @@ from rgft.methods import find_method
 from tiny import (
     bert,
     bert_loss,
-    bert_with_lora,
+    bert_with,
     fit,
     optimizer_state,
     same_state,
@@ -54,7 +54,8 @@ def config_of(method: str, **changes: Any) -> Config:
 
 def start(method: str, **changes: Any) -> tuple[nn.Module, torch.optim.Optimizer, Guide]:
     """Model, optimizer and guide, the same at every call. Momentum and weight decay are on."""
-    model = bert_with_lora() if method_of(method).adapter else bert()
+    adapter = method_of(method).adapter
+    model = bert() if adapter is None else bert_with(adapter)
     chosen = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(chosen, method_of(method).lr * 10, weight_decay=0.1)
     return model, optimizer, Guide(model, optimizer, config_of(method, **changes))

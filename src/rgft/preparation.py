@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import set_seed
 
 from rgft.adapters import ADAPTERS
+from rgft.adapters.allocation import check_allocation
 from rgft.batches import Collator, Example, tokenize
 from rgft.budgeting import (
     STANDARD_BATCH,
@@ -147,6 +148,8 @@ def prepare(spec: RunSpec) -> Prepared:
         if method.adapter is not None:
             assert size is not None
             model = ADAPTERS[method.adapter].add(model, size)
+            if ADAPTERS[method.adapter].allocates:
+                check_allocation(config, spec.budget)
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
     meter, collate = FlopMeter(model, reference), Collator(tokenizer)
     started = time.perf_counter()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -68,6 +68,16 @@ class Sampling:
             self.visits.load_state_dict(state["visits"])
 
 
+class Resumable(Protocol):
+    """What has a state beside that of the Trainer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
+
+
 class RunTrainer(Trainer):  # type: ignore[misc]
     """A Trainer that keeps the residual ledger, tells every loss, and whose metrics must be finite.
 
@@ -78,6 +88,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         kind: Of the task.
         sampling: How it goes through the training samples.
         identified: Whether the model is given the ids of the samples, for a prefix cache.
+        allocation: Prunes ranks, if the model is one of AdaLoRA, whose loss has a term of its own.
         settings: The Trainer's own.
     """
 
@@ -88,11 +99,13 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         sampling: Sampling,
         *,
         identified: bool,
+        allocation: Resumable | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings, compute_metrics=self._metrics)
         self._recorder, self._kind = recorder, kind
         self._sampling, self._identified = sampling, identified
+        self._allocation = allocation
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the given visits, else the Trainer's own."""
@@ -127,6 +140,8 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         loss, outputs = super().compute_loss(model, given, return_outputs=True, **settings)
         if ids is not None:
             loss = self._noted(ids, loss, outputs.logits, inputs["labels"])
+        elif self._allocation is not None:
+            loss = sample_losses(outputs.logits, inputs["labels"], self._kind).mean()
         return (loss, outputs) if return_outputs else loss
 
     def _noted(self, ids: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -135,13 +150,23 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         correct = sample_correct(logits, labels, self._kind)
         weighted = self._sampling.weighted(ids, labels, losses)
         self._sampling.ledger.update(ids, losses, correct)
-        return loss if weighted is None else weighted
+        if weighted is None:
+            return loss
+        return weighted if self._allocation is None else weighted + (loss - losses.mean())
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model, and beside a checkpoint's the ledger and the place among the visits."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir is not None:
-            torch.save(self._sampling.state_dict(), Path(output_dir) / VISITS)
+            state = self._sampling.state_dict()
+            if self._allocation is not None:
+                state["allocation"] = self._allocation.state_dict()
+            torch.save(state, Path(output_dir) / VISITS)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """The weights of a checkpoint, but for AdaLoRA's, which its allocation has."""
+        if self._allocation is None:
+            super()._load_from_checkpoint(*args, **kwargs)
 
     def load_best(self) -> None:
         """The model of the best stage in place of the last, where there are stages.
@@ -156,6 +181,8 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         """Take over what `save_model` wrote beside a checkpoint."""
         state = torch.load(checkpoint / VISITS, weights_only=True)
         self._sampling.load_state_dict(state)
+        if self._allocation is not None:
+            self._allocation.load_state_dict(state["allocation"])
 
     def _metrics(self, prediction: Any) -> dict[str, float]:
         if not np.isfinite(prediction.predictions).all():

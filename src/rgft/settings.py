@@ -15,7 +15,7 @@ from rgft.spec import RunSpec
 
 FROM_ELSEWHERE = ("granularity", "total_steps", "seed")  # options of their own, or filled in
 OPTIONAL = ("rate_end",)  # numbers that may be left out
-SIZES = tuple(dict.fromkeys(adapter.setting for adapter in ADAPTERS.values()))
+SIZES = tuple(dict.fromkeys(a.setting for a in ADAPTERS.values() if a.setting))
 DEFAULTS = {f.name: f.default for f in fields(Config) if f.name not in FROM_ELSEWHERE}
 
 

@@ -13,6 +13,8 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from rgft import records
+from rgft.adapters import ADAPTERS
+from rgft.adapters.allocation import RankAllocation
 from rgft.batches import Collator, numbered
 from rgft.best_stage import BestStage
 from rgft.checkpoints import CACHE, FOLDER, newest_checkpoint, step_of
@@ -216,18 +218,23 @@ def _execute(
     interruption, progress = StopOnSignal(), Progress(prepared.task.metric, prepared.spending)
     pace = [] if prepared.spending is None else [Pace(prepared.spending, _stages(spec))]
     best = [BestStage(prepared.spending)] if prepared.spending and _auto(prepared) else []
+    allocation = _allocation(prepared)
     set_seed(spec.seed)
     trainer = RunTrainer(
         recorder,
         prepared.task.kind,
         prepared.sampling,
         identified=prepared.prefix_cache is not None,
+        allocation=allocation,
         model=prepared.model,
         args=_arguments(spec, prepared, output_dir),
         train_dataset=numbered(prepared.examples["train"]),
         eval_dataset=prepared.examples["validation"],
         data_collator=Collator(prepared.tokenizer),
-        callbacks=[guidance, recorder, *pace, *best, progress, interruption],
+        callbacks=[
+            *(guidance, recorder, *pace, *best, progress, interruption),
+            *([] if allocation is None else [allocation]),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     if checkpoint is not None:
@@ -243,12 +250,22 @@ def _execute(
     prepared.meter.close()
     assert guidance.guide is not None
     record |= {"status": "finished", "finished": now(), **outcome}
+    if allocation is not None:
+        record["ranks"] = allocation.ranks
     adapted = prepared.method.adapter is not None
     save(output_dir, trainer.model, prepared.tokenizer, adapted=adapted)
     save_ledgers(output_dir, guidance.guide.error_map, prepared.sampling.ledger)
     records.write_run(output_dir, record)
     finish(output_dir)
     return record
+
+
+def _allocation(prepared: Prepared) -> RankAllocation | None:
+    """What prunes ranks, where the method does."""
+    adapter = prepared.method.adapter
+    if adapter is None or not ADAPTERS[adapter].allocates:
+        return None
+    return RankAllocation(prepared.model, prepared.spending)
 
 
 def _outcome(

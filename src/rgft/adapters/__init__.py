@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rgft.adapters.pairs import add_lora
+from rgft.adapters.pairs import add_adalora, add_dora, add_ia3, add_lora, add_rslora
 
 __all__ = ["ADAPTERS", "Adapter"]
 
@@ -18,15 +18,21 @@ class Adapter:
 
     Attributes:
         add: Given a model and a size, freezes the model but for its new head, and adds modules.
-        setting: Name of the setting that is the size.
+        setting: Name of the setting that is the size; None where there is no choice.
         size: Where it is not given.
+        allocates: Whether ranks are pruned while it trains.
     """
 
     add: Callable[[nn.Module, int], nn.Module]
-    setting: str
-    size: int
+    setting: str | None = "lora_rank"
+    size: int = 8
+    allocates: bool = False
 
 
 ADAPTERS: dict[str, Adapter] = {
-    "lora": Adapter(add_lora, "lora_rank", 8),
+    "lora": Adapter(add_lora),
+    "rslora": Adapter(add_rslora),
+    "dora": Adapter(add_dora),
+    "adalora": Adapter(add_adalora, allocates=True),
+    "ia3": Adapter(add_ia3, setting=None),
 }
