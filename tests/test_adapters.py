@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,15 +12,19 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from families import BATCHES, FAMILIES
 from rgft import Config, InputError
 from rgft.adapters.allocation import RankAllocation, check_allocation
+from rgft.adapters.bottleneck import Bottleneck, add_bottlenecks, load_apart
 from rgft.adapters.pairs import add_ia3
 from rgft.spec import RunSpec
+from rgft.structure.architecture import outline
 from rgft.train import run
-from runs import CutError, assert_same, cut_at_save, record_of
+from runs import CutError, assert_same, cut_at_save, outcome, record_of
 from tiny import bert, bert_loss, bert_with, mlp, tokens
 
 PEFT = ("lora", "rslora", "dora", "adalora", "ia3")
@@ -239,3 +244,65 @@ def test_validation_loss_is_without_the_regulariser(spec: RunSpec, tmp_path: Pat
     record = run(replace(spec, method="adalora", balance=1.0), tmp_path / "run")
     assert record["metrics"]["validation"]["loss"] < 0.75
     assert record["train_loss"][0]["loss"] > 1  # with it, also where samples are weighted
+
+
+def test_bottlenecks_stand_behind_feed_forward_parts() -> None:
+    model = bert_with("bottleneck", size=8)
+    adapters = {n: m for n, m in model.named_modules() if isinstance(m, Bottleneck)}
+    assert set(adapters) == {f"bert.encoder.layer.{i}.output.dense" for i in range(3)}
+    layer = adapters["bert.encoder.layer.1.output.dense"]
+    x = torch.randn(5, 48)
+    h = layer.base_layer(x)
+    inner = (h @ layer.down.weight.T + layer.down.bias).clamp_min(0)
+    torch.testing.assert_close(layer(x), h + inner @ layer.up.weight.T + layer.up.bias)
+    assert layer.down.weight.shape == (4, 32)
+    assert (layer(x) - h).norm() < 1e-2 * h.norm()  # it begins near the identity
+    assert layer.down.weight.abs().max() <= 0.02
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) & {"gpt2", "llama", "t5", "vit", "bert"}))
+def test_bottlenecks_are_found_in_other_families(family: str) -> None:
+    model = FAMILIES[family]()
+    layers = sum(part.module is not None for part in outline(model))
+    add_bottlenecks(model, 4)
+    assert sum(isinstance(m, Bottleneck) for m in model.modules()) == layers
+    out = model(**BATCHES[family]())
+    assert any(t.requires_grad for t in out.values() if isinstance(t, Tensor))
+
+
+def test_a_model_without_layers_has_no_place_for_bottlenecks() -> None:
+    with pytest.raises(InputError, match="adapters"):
+        add_bottlenecks(nn.Linear(2, 2), 4)
+
+
+def test_a_run_with_bottlenecks_is_saved_and_loaded(spec: RunSpec, tmp_path: Path) -> None:
+    record = run(replace(spec, method="adapters", settings={"reduction": 8}), tmp_path / "run")
+    loaded = load_apart(tmp_path / "run").eval()
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run")
+    text = (Path(spec.data or "") / "test.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    batch = tokenizer([row["text"] for row in rows], padding=True, return_tensors="pt")
+    names = {"bad": 0, "good": 1}
+    with torch.no_grad():
+        answer = loaded(**batch, labels=torch.tensor([names[row["label"]] for row in rows]))
+    assert answer.loss.item() == pytest.approx(record["metrics"]["test"]["loss"], rel=1e-4)
+    with pytest.raises(InputError, match="which from_pretrained cannot load"):
+        run(replace(spec, model=str(tmp_path / "run")), tmp_path / "next")
+    with pytest.raises(InputError, match="holds no model with bottleneck adapters"):
+        load_apart(tmp_path)
+
+
+def test_bottlenecks_resume_to_the_same_bits(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = replace(spec, method="adapters", budget="0.9")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run(given, whole)
+    with monkeypatch.context() as patched, pytest.raises(CutError):
+        cut_at_save(patched, 1)
+        run(given, cut)
+    run(given, cut, resume=True)
+    ours, theirs = (load_file(f / "adapter" / "adapter_model.safetensors") for f in (whole, cut))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert outcome(whole) == outcome(cut)

@@ -252,8 +252,9 @@ def _execute(
     record |= {"status": "finished", "finished": now(), **outcome}
     if allocation is not None:
         record["ranks"] = allocation.ranks
-    adapted = prepared.method.adapter is not None
-    save(output_dir, trainer.model, prepared.tokenizer, adapted=adapted)
+    adapter = prepared.method.adapter
+    write = None if adapter is None else ADAPTERS[adapter].save
+    save(output_dir, trainer.model, prepared.tokenizer, write)
     save_ledgers(output_dir, guidance.guide.error_map, prepared.sampling.ledger)
     records.write_run(output_dir, record)
     finish(output_dir)

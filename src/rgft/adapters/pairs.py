@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -64,6 +65,12 @@ def add_ia3(model: nn.Module, _: int) -> nn.Module:
             f"PEFT does not know where to put IA3's factors in a model of type {kind!r}; take "
             "--method lora, or another model"
         ) from error
+
+
+def save_merged(model: Any, folder: Path) -> None:
+    """The model with what was added merged in, and that by itself, as PEFT loads it."""
+    model.save_pretrained(folder / "adapter")
+    model.merge_and_unload().save_pretrained(folder)
 
 
 def _with_lora(model: nn.Module, rank: int, **settings: Any) -> nn.Module:

@@ -36,4 +36,10 @@ ADAPTED: dict[str, Method] = {
         lr=3e-3,
         adapter="ia3",
     ),
+    "adapters": Method(
+        "bottleneck adapters behind feed-forward parts (Houlsby et al. 2019; Pfeiffer et al. 2021)",
+        Config(policy="uniform"),
+        lr=1e-3,
+        adapter="bottleneck",
+    ),
 }
