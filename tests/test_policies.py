@@ -28,10 +28,12 @@ shares = st.floats(0.01, 1.0)
 floors = st.sampled_from([0.0, 0.1, 1.0])
 
 
-def situation(error: list[float], step: int = 0, seed: int = 0, heads: int = 0) -> Situation:
+def situation(
+    error: list[float], step: int = 0, seed: int = 0, heads: int = 0, kind: str = "layer"
+) -> Situation:
     """Components by depth; the last `heads` of them always train."""
     size = len(error)
-    kinds = ["layer"] * (size - heads) + ["head"] * heads
+    kinds = [kind] * (size - heads) + ["head"] * heads
     return Situation(
         error=torch.tensor(error, dtype=torch.float64),
         components=tuple(Component(f"c{k}", kinds[k], k // 2, (), 1) for k in range(size)),
@@ -40,6 +42,7 @@ def situation(error: list[float], step: int = 0, seed: int = 0, heads: int = 0) 
         step=step,
         total_steps=100,
         generator=torch.Generator().manual_seed(seed),
+        trained=torch.ones(size, dtype=torch.bool),
         costs=ComponentCosts(size, 0.3, {1 << k: 0.7 / size for k in range(size)}),
         progress=0.0,
     )
@@ -198,15 +201,19 @@ def test_head_only_and_uniform() -> None:
     assert decide("uniform", where) == [1, 1, 1, 1]
 
 
+KINDS = {"drop-backward": "feed_forward"}
+
+
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("error", [[0.0] * 5, [1.0] * 5, [5.0, 4.0, 3.0, 2.0, 1.0], [7.0]])
 def test_every_policy_is_pure_and_gives_allowed_multipliers(
     policy: str, error: list[float]
 ) -> None:
-    where = situation(error, heads=1)
+    kind = KINDS.get(policy, "layer")
+    where = situation(error, heads=1, kind=kind)
     before = where.error.clone()
     first = decide(policy, where)
-    assert first == decide(policy, situation(error, heads=1))
+    assert first == decide(policy, situation(error, heads=1, kind=kind))
     assert torch.equal(where.error, before)
     assert all(0 <= scale < math.inf for scale in first)
     assert any(first)

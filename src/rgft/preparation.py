@@ -156,7 +156,7 @@ def prepare(spec: RunSpec) -> Prepared:
     spending = _spending(
         spec, task, meter=meter, costs=reference, rows=examples["train"], collate=collate
     )
-    _check_guidance(model, config, spending)
+    _check_guidance(model, config, spending, meter)
     surveyed, recipe = None, Recipe(method.lr, STANDARD_BATCH)
     recipes = None if spending is None else method.surveyed
     if recipes is not None and config.frozen_below:
@@ -299,9 +299,11 @@ def _prefix_cache(
     return "float32"
 
 
-def _check_guidance(model: nn.Module, config: Config, spending: Spending | None) -> None:
+def _check_guidance(
+    model: nn.Module, config: Config, spending: Spending | None, meter: FlopMeter
+) -> None:
     """Say now, not after the start, what the guide cannot use."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=0.0)
     trial = replace(config, total_steps=config.total_steps or sys.maxsize)
-    Guide(model, optimizer, trial, probe=lambda count: (), spending=spending).close()
+    Guide(model, optimizer, trial, probe=lambda count: (), spending=spending, meter=meter).close()

@@ -16,6 +16,39 @@ PUBLISHED: dict[str, Method] = {
     "gradual-unfreezing": Method(
         "layers open one by one from the output down", Config(policy="gradual-unfreezing")
     ),
+    "lisa": Method(
+        "two random layers at a time, embeddings and head always (Pan et al. 2024)",
+        Config(policy="lisa", every=20),
+    ),
+    "grass": Method(
+        "two layers at a time, drawn by their mean gradient norm (Tian et al. 2026)",
+        Config(signal="rms", policy="grass", every=20, warmup=20),
+    ),
+    "misa": Method(
+        "modules with 3% of the parameters, drawn by their gradient norm (Liu et al. 2025)",
+        Config(
+            granularity=r"^(.+)\.(?:weight|bias)$",
+            signal="rms",
+            policy="misa",
+            top=0.03,
+            every=50,
+            probe_every=0,
+        ),
+    ),
+    "autofreeze": Method(
+        "the lowest layers freeze as their gradients settle (Liu et al. 2021)",
+        Config(p=1, policy="autofreeze", every=20, probe_every=0),
+    ),
+    "greentrainer": Method(
+        "tensors of the most loss decrease that a step of 60% can pay for (Huang et al. 2024)",
+        Config(
+            granularity="parameter", signal="improvement", policy="purchase", beta=0.0, every=50
+        ),
+    ),
+    "dropbp": Method(
+        "half of the blocks, redrawn each step, are left out of backward (Woo et al. 2024)",
+        Config(granularity="block", policy="drop-backward", bypass=True, every=1),
+    ),
     "bitfit": Method(
         "only biases and the new head train (Ben Zaken et al. 2022)",
         Config(granularity="parameter", policy="biases"),

@@ -24,6 +24,8 @@ from rgft.policies.controls import (
     suffix,
     uniform,
 )
+from rgft.policies.prefix import autofreeze
+from rgft.policies.sampled import drop_backward, grass, lisa, misa
 from rgft.policies.scaling import normalized_max, normalized_sum, proportional, rank_based
 from rgft.policies.selection import bought, top_share
 from rgft.policies.situation import Policy, Situation
@@ -66,6 +68,11 @@ POLICIES: dict[str, NamedPolicy] = {
     "inverse": NamedPolicy(inverse, ("alpha",)),
     "uniform": NamedPolicy(uniform, uses_error=False, changes=False),
     "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False, freezes=True),
+    "lisa": NamedPolicy(lisa, ("active",), uses_error=False, freezes=True),
+    "grass": NamedPolicy(grass, ("active", "temperature"), freezes=True),
+    "misa": NamedPolicy(misa, ("top", "temperature"), freezes=True),
+    "autofreeze": NamedPolicy(autofreeze, freezes=True),
+    "drop-backward": NamedPolicy(drop_backward, ("drop",), uses_error=False, freezes=True),
     "suffix": NamedPolicy(suffix, ("top", "floor"), uses_error=False, changes=False, freezes=True),
     "head-only": NamedPolicy(head_only, uses_error=False, changes=False, freezes=True),
     "biases": NamedPolicy(biases, uses_error=False, changes=False, freezes=True),
