@@ -31,6 +31,7 @@ from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
+from rgft.loss_percentiles import LossPercentiles
 from rgft.methods import Method, Recipe, find_method
 from rgft.models import load_classifier, load_tokenizer
 from rgft.opening import frozen_share
@@ -54,6 +55,7 @@ MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
 OFF = "off"
 BALANCED = ("matthews_correlation", "f1_macro")  # metrics in which every class counts alike
 BALANCE = 0.5
+FULL_PASS = 0.125  # of the run, at its end, where a method skips samples (Qin et al. 2024)
 
 
 class Layers(NamedTuple):
@@ -133,6 +135,11 @@ def prepare(spec: RunSpec) -> Prepared:
     """
     method = find_method(spec.method)
     config, size = method_config(spec, method)
+    if method.skip and spec.budget is None:
+        raise InputError(
+            f"the method '{spec.method}' leaves samples out, which takes effect with a budget "
+            "alone: give --budget too (1.0 for what full fine-tuning costs)"
+        )
     with waiting(f"loading the tokenizer of {escape(spec.model)}"):
         tokenizer = load_tokenizer(spec.model)
     with waiting("loading the data"):
@@ -183,7 +190,7 @@ def prepare(spec: RunSpec) -> Prepared:
     ledger = Ledger(len(examples["train"]))
     visits = None
     if spending is not None:
-        visits = _visits(spec, method, ledger, examples["train"], batch_size)
+        visits = _visits(spec, method, ledger, examples["train"], batch_size, spending)
     cache = _prefix_cache(
         spec, model, config, spending, lambda: collate(examples["train"][:batch_size])
     )
@@ -199,7 +206,12 @@ def prepare(spec: RunSpec) -> Prepared:
         batch_size=batch_size,
         dropout=dropout,
         adam_beta2=recipe.adam_beta2 if spec.adam_beta2 is None else spec.adam_beta2,
-        sampling=Sampling(ledger, visits, _balance(spec, task, method, examples["train"])),
+        sampling=Sampling(
+            ledger,
+            visits,
+            _balance(spec, task, method, examples["train"]),
+            None if method.hardness is None else LossPercentiles(method.hardness, spec.seed),
+        ),
         prefix_cache=cache,
         spending=spending,
         survey=surveyed,
@@ -231,7 +243,12 @@ def _spending(  # noqa: PLR0913 - what it is made of
 
 
 def _visits(
-    spec: RunSpec, method: Method, ledger: Ledger, rows: Sequence[Example], batch_size: int
+    spec: RunSpec,
+    method: Method,
+    ledger: Ledger,
+    rows: Sequence[Example],
+    batch_size: int,
+    spending: Spending,
 ) -> VisitSampler:
     """The samples of a run that ends with its budget."""
     grouped = spec.group_by_length
@@ -242,8 +259,9 @@ def _visits(
         ledger,
         batch_size=batch_size,
         epochs=epochs,
-        skip=spec.skip or 0.0,
-        full_pass=0.0,  # the epoch in which the budget ends is not known
+        skip=method.skip if spec.skip is None else spec.skip,
+        full_pass=FULL_PASS if method.skip else 0.0,
+        over=lambda: spending.stage_progress,
         lengths=[len(row["input_ids"]) for row in rows] if grouped else None,
         bucket=BUCKET,
         seed=spec.seed,
@@ -280,8 +298,8 @@ def _prefix_cache(
     Raises:
         InputError: One is asked for, and nothing is ever frozen.
     """
-    if spec.prefix_cache == OFF:
-        return None
+    if spec.prefix_cache == OFF or find_method(spec.method).hardness is not None:
+        return None  # what a batch is chosen from runs whole
     fixed = config.frozen_below > 1
     if spec.prefix_cache is not None:
         if not fixed and not find_policy(config).freezes:

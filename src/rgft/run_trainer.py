@@ -17,6 +17,7 @@ from transformers import Trainer
 from rgft import metrics
 from rgft.batches import SAMPLE_IDS
 from rgft.checkpoints import VISITS
+from rgft.loss_percentiles import LossPercentiles
 from rgft.recorder import RunRecorder, diverged
 from rgft.residuals import Ledger
 from rgft.sample_losses import sample_correct, sample_losses
@@ -33,11 +34,13 @@ class Sampling:
         ledger: How wrong the model was on each.
         visits: Draws them, for as many steps as there are; None for the Trainer's epochs.
         balance: What a sample of each class counts, `[C]`; None for all alike.
+        percentiles: Chooses which samples of a batch get a backward pass; None for all.
     """
 
     ledger: Ledger
     visits: VisitSampler | None
     balance: Tensor | None
+    percentiles: LossPercentiles | None = None
 
     def weighted(self, ids: Tensor, labels: Tensor, losses: Tensor) -> Tensor | None:
         """The loss of a batch from those of its samples; None where all count alike."""
@@ -59,6 +62,8 @@ class Sampling:
         state = {"ledger": self.ledger.state_dict()}
         if self.visits is not None:
             state["visits"] = self.visits.state_dict()
+        if self.percentiles is not None:
+            state["percentiles"] = self.percentiles.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -66,6 +71,8 @@ class Sampling:
         self.ledger.load_state_dict(state["ledger"])
         if self.visits is not None:
             self.visits.load_state_dict(state["visits"])
+        if self.percentiles is not None:
+            self.percentiles.load_state_dict(state["percentiles"])
 
 
 class Resumable(Protocol):
@@ -137,12 +144,31 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         """The model's own loss, or one that is weighted by how often its samples are visited."""
         ids = inputs.get(SAMPLE_IDS)
         given = {k: v for k, v in inputs.items() if self._identified or k != SAMPLE_IDS}
+        if ids is not None and self._sampling.percentiles is not None:
+            loss, outputs = self._loss_of_hard(model, given, ids, self._sampling.percentiles)
+            return (loss, outputs) if return_outputs else loss
         loss, outputs = super().compute_loss(model, given, return_outputs=True, **settings)
         if ids is not None:
             loss = self._noted(ids, loss, outputs.logits, inputs["labels"])
         elif self._allocation is not None:
             loss = sample_losses(outputs.logits, inputs["labels"], self._kind).mean()
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_of_hard(
+        self, model: Any, given: dict[str, Any], ids: Tensor, percentiles: LossPercentiles
+    ) -> tuple[Tensor, Any]:
+        """The mean loss of the hard samples of a batch, which a first forward pass tells."""
+        meter, labels = self._recorder.meter, given["labels"]
+        with torch.no_grad(), meter.previewing():
+            logits = model(**given).logits
+        losses = sample_losses(logits, labels, self._kind)
+        self._sampling.ledger.update(ids, losses, sample_correct(logits, labels, self._kind))
+        rows = percentiles.choose(losses).to(labels.device)
+        with meter.probing():
+            outputs = model(**{name: value[rows] for name, value in given.items()})
+        losses = sample_losses(outputs.logits, labels[rows], self._kind)
+        weighted = self._sampling.weighted(ids[rows], labels[rows], losses)
+        return losses.mean() if weighted is None else weighted, outputs
 
     def _noted(self, ids: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Take the losses of training samples into the ledger."""

@@ -65,6 +65,9 @@ class Method:
         lr: Learning rate to start a sweep from.
         adapter: What is added to the model and trained in place of its own weights; a name in
             `rgft.adapters.ADAPTERS`.
+        skip: Share of the well predicted samples that an epoch leaves out; needs a budget.
+        hardness: Exponent of the percentile by which samples are chosen for a backward pass; None
+            for all.
         surveyed: Where a run with a budget first surveys the model: its recipes after that.
     """
 
@@ -72,4 +75,6 @@ class Method:
     config: Config
     lr: float = 1e-4
     adapter: str | None = None
+    skip: float = 0.0
+    hardness: float | None = None
     surveyed: Surveyed | None = None

@@ -49,6 +49,16 @@ PUBLISHED: dict[str, Method] = {
         "half of the blocks, redrawn each step, are left out of backward (Woo et al. 2024)",
         Config(granularity="block", policy="drop-backward", bypass=True, every=1),
     ),
+    "selective-backprop": Method(
+        "backward for the hard third of each batch alone (Jiang et al. 2019)",
+        Config(policy="uniform"),
+        hardness=2.0,
+    ),
+    "infobatch": Method(
+        "half of the samples below the mean loss skipped, unbiased (Qin et al. 2024)",
+        Config(policy="uniform"),
+        skip=0.5,
+    ),
     "bitfit": Method(
         "only biases and the new head train (Ben Zaken et al. 2022)",
         Config(granularity="parameter", policy="biases"),
