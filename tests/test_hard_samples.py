@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flops import counted_flops
-from rgft import FlopMeter, InputError, Ledger, VisitSampler
+from rgft import FlopMeter, InputError, Ledger
 from rgft.loss_percentiles import LossPercentiles
 from rgft.spec import RunSpec
 from rgft.train import run
+from rgft.visits import VisitSampler
 from runs import CutError, assert_same, cut_at_save
 from test_policies import exact
 from tiny import bert, tokens

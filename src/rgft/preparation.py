@@ -242,7 +242,7 @@ def _spending(  # noqa: PLR0913 - what it is made of
     return Spending(meter, budget, full=full, yardstick=yardstick)
 
 
-def _visits(
+def _visits(  # noqa: PLR0913, PLR0917 - what it is made of
     spec: RunSpec,
     method: Method,
     ledger: Ledger,
