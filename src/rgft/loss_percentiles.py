@@ -44,14 +44,15 @@ class LossPercentiles:
         self._losses = torch.cat([self._losses, found])[-self._recent :]
         ranked = self._losses.sort().values
         not_larger = torch.searchsorted(ranked, found, right=True)
-        return (not_larger / len(ranked)) ** self._beta
+        return (not_larger.double() / len(ranked)) ** self._beta
 
     def choose(self, losses: Tensor) -> Tensor:
         """Positions of the chosen samples, int64 `[b]` on the host, ascending, at least one."""
-        p = self.probabilities(losses)
+        found = to_host(losses)
+        p = self.probabilities(found)
         drawn = torch.rand(len(p), generator=self._generator, dtype=torch.float64) < p
         if not bool(drawn.any()):
-            drawn[p.argmax()] = True
+            drawn[found.argmax()] = True
         return drawn.nonzero().flatten()
 
     def state_dict(self) -> dict[str, Any]:
