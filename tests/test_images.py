@@ -91,7 +91,7 @@ def test_a_run_leaves_a_model_that_predicts_what_it_says(
 
 @pytest.mark.parametrize("kind", ["vit", "convnext"])
 @pytest.mark.parametrize(
-    "method", ["rgft", "lora", "adalora", "rgft-threshold", "linear-probing", "bitfit"]
+    "method", ["rgft", "lora", "dora", "rgft-threshold", "linear-probing", "bitfit"]
 )
 def test_every_kind_of_method_trains_and_meets_its_budget(
     spec: RunSpec, folders: dict[str, Path], tmp_path: Path, method: str, kind: str
