@@ -73,12 +73,12 @@ def write_rows(task: str, rows: int, folder: Path) -> tuple[str, ...]:
     generator = torch.Generator().manual_seed(0)
     for split, count in (("train", rows), ("validation", VALIDATION)):
         table = data.splits[split]
-        columns = {c: list(table[c]) for c in data.text_columns}
+        columns = {c: list(table[c]) for c in data.input_columns}
         columns["label"] = list(table[data.label_column])
         drawn = torch.randperm(len(columns["label"]), generator=generator)[:count]
         lines = [json.dumps({c: v[i] for c, v in columns.items()}) for i in drawn.tolist()]
         (folder / f"{split}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return data.text_columns
+    return data.input_columns
 
 
 def counted_run(spec: RunSpec, folder: Path) -> tuple[int, Row]:

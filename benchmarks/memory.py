@@ -46,7 +46,7 @@ def write_data(folder: Path) -> None:
     task = load_task("trec")
     for split, count in ROWS.items():
         table = task.splits[split].select(range(count))
-        texts, labels = table[task.text_columns[0]][:], table[task.label_column][:]
+        texts, labels = table[task.input_columns[0]][:], table[task.label_column][:]
         rows = [
             {"text": text, "label": task.label_names[label]}
             for text, label in zip(texts, labels, strict=True)

@@ -12,11 +12,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rgft.batches import Collator, tokenize
+from rgft.batches import TextInputs
 from rgft.budgeting import batch_shapes, full_fine_tuning_flops
 from rgft.costs import CostModel
 from rgft.methods import METHODS
-from rgft.models import load_classifier, load_tokenizer
+from rgft.models import load_classifier
 from rgft.policies import find_policy
 from rgft.spec import RunSpec, command
 from rgft.tasks import load_folder
@@ -61,22 +61,22 @@ def test_the_budget_is_met(spec: RunSpec, tmp_path: Path, method: str, budget: f
 def test_full_fine_tuning_costs_what_it_was_priced_at(spec: RunSpec, tmp_path: Path) -> None:
     """By the meter of a real run, whose batches are drawn in another order."""
     whole = run(replace(spec, method="full", batch_size=8, settings={}), tmp_path)["flops"]["full"]
-    tokenizer = load_tokenizer(spec.model)
+    inputs = TextInputs(spec.model, 128)
     data = load_folder(Path(str(spec.data)), None, None)
-    rows = tokenize(data, "train", tokenizer, 128)
-    costs = CostModel(load_classifier(spec.model, data.label_names, 0))
+    rows = inputs.examples(data, "train")
+    costs = CostModel(inputs.load_model(data.label_names))
     lengths = [len(row["input_ids"]) for row in rows]
-    shapes = batch_shapes(lengths, batch_size=8, epochs=3, seed=5)
+    shapes = batch_shapes(lengths, inputs.multiple, batch_size=8, epochs=3, seed=5)
     longest = max(rows, key=lambda row: len(row["input_ids"]))
-    priced = full_fine_tuning_flops(costs, shapes, longest, Collator(tokenizer))
+    priced = full_fine_tuning_flops(costs, shapes, longest, inputs)
     assert priced == pytest.approx(whole, rel=0.02)
 
 
 def test_every_row_is_priced_once_an_epoch() -> None:
-    shapes = batch_shapes(list(range(1, 100)), batch_size=8, epochs=2.0, seed=0)
+    shapes = batch_shapes(list(range(1, 100)), 2, batch_size=8, epochs=2.0, seed=0)
     assert sum(rows * count for (rows, _), count in shapes.items()) == 2 * 99
     assert sum(shapes.values()) == 2 * 13
-    half = batch_shapes(list(range(1, 100)), batch_size=8, epochs=0.5, seed=0)
+    half = batch_shapes(list(range(1, 100)), 2, batch_size=8, epochs=0.5, seed=0)
     assert sum(half.values()) == 7
 
 

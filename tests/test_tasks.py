@@ -20,11 +20,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import hub_rows
 from rgft.errors import InputError
 from rgft.metrics import METRICS
-from rgft.tasks import TASKS, TaskData, load_folder, load_task, reviews
+from rgft.tasks import HUB_TASKS, TASKS, TaskData, fashion, load_folder, load_task, reviews
 from rgft.tasks.archive import read_members
-from rgft.tasks.hub import HUB_TASKS, load_hub_task
+from rgft.tasks.hub import HubTask, load_hub_task
 from rgft.tasks.splitting import carve_validation, fewer_train_rows
 from rgft.tasks.tables import SUFFIXES
 
@@ -75,7 +76,7 @@ def test_folder_loads_alike_from_every_format(tmp_path: Path, suffix: str) -> No
         write(tmp_path / f"{name}{suffix}", rows)
     task = load_folder(tmp_path)
     assert (task.kind, task.metric, task.num_labels) == ("classification", "accuracy", 2)
-    assert (task.text_columns, task.label_column) == (("text",), "label")
+    assert (task.input_columns, task.label_column) == (("text",), "label")
     assert task.label_names == ("0", "1")
     assert list(task.splits) == ["train", "validation", "test"]
     for name, rows in (("train", ROWS[:30]), ("validation", ROWS[30:36]), ("test", ROWS[36:])):
@@ -89,7 +90,7 @@ def test_pairs_and_string_labels(tmp_path: Path, suffix: str) -> None:
     write(tmp_path / f"train{suffix}", PAIRS)
     write(tmp_path / f"dev{suffix}", PAIRS[:7])
     task = load_folder(tmp_path)
-    assert task.text_columns == ("premise", "hypothesis")
+    assert task.input_columns == ("premise", "hypothesis")
     assert task.label_names == ("c0", "c1", "c2")
     assert columns(task.splits["validation"]) == {
         "premise": [row["premise"] for row in PAIRS[:7]],
@@ -225,19 +226,19 @@ def test_fewer_training_rows_do_not_depend_on_the_order(tmp_path: Path) -> None:
 def test_columns_that_restate_the_label_are_no_text(tmp_path: Path) -> None:
     rows = [{**row, "label_name": ("bad", "good")[i % 2]} for i, row in enumerate(ROWS)]
     write(tmp_path / "train.jsonl", rows)
-    assert load_folder(tmp_path).text_columns == ("text",)
+    assert load_folder(tmp_path).input_columns == ("text",)
 
 
 def test_well_known_pair_is_found_among_others(tmp_path: Path) -> None:
     write(tmp_path / "train.jsonl", [{**row, "genre": f"g{i % 7}"} for i, row in enumerate(PAIRS)])
-    assert load_folder(tmp_path).text_columns == ("premise", "hypothesis")
+    assert load_folder(tmp_path).input_columns == ("premise", "hypothesis")
 
 
 def test_named_columns_are_used(tmp_path: Path) -> None:
     rows = [{"a": f"x {i}", "b": f"y {i}", "label": i % 2, "grade": i / 2} for i in range(20)]
     write(tmp_path / "train.csv", rows)
     task = load_folder(tmp_path, text_columns=["b"], label_column="grade")
-    assert (task.text_columns, task.label_column, task.kind) == (("b",), "grade", "regression")
+    assert (task.input_columns, task.label_column, task.kind) == (("b",), "grade", "regression")
 
 
 # the user's folder, wrong
@@ -453,6 +454,7 @@ def test_what_is_here_is_said_of_every_task(
     monkeypatch.setenv("RGFT_HOME", str(tmp_path / "cache"))
     monkeypatch.setenv("RGFT_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "hub")
+    monkeypatch.setattr(fashion, "INSTALLED", tmp_path / "installed")
     write(tmp_path / "data" / "trec" / "train.jsonl", ROWS)
     assert [name for name, task in TASKS.items() if task.available()] == ["trec"]
     for task in TASKS.values():
@@ -460,38 +462,72 @@ def test_what_is_here_is_said_of_every_task(
         assert "\n" not in task.description
 
 
-def hub_rows(task_name: str, count: int, label: int | None = None) -> Rows:
-    task = next(task for task in HUB_TASKS if task.name == task_name)
-    return [
-        {column: f"{column} {i}" for column in task.text_columns}
-        | {task.label_column: i % len(task.label_names) if label is None else label, "idx": i}
-        for i in range(count)
-    ]
+def from_hub(task: str, count: int, *, labelled: bool = True) -> Rows:
+    return list(hub_rows.rows(task, count, labelled=labelled).to_list())
 
 
-@pytest.mark.parametrize("task", HUB_TASKS, ids=lambda task: task.name)
+TEXT_TASKS = [task for task in HUB_TASKS if task.modality == "text"]
+
+
+@pytest.mark.parametrize("task", TEXT_TASKS, ids=lambda task: task.name)
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-def test_hub_task_from_a_folder(tmp_path: Path, task: object, suffix: str) -> None:
-    name = task.name  # type: ignore[attr-defined]
-    write(tmp_path / f"train{suffix}", hub_rows(name, 60))
-    write(tmp_path / f"test{suffix}", hub_rows(name, 5, label=-1))
+def test_hub_task_from_a_folder(tmp_path: Path, task: HubTask, suffix: str) -> None:
+    name = task.name
+    write(tmp_path / f"train{suffix}", from_hub(name, 60))
+    write(tmp_path / f"test{suffix}", from_hub(name, 5, labelled=False))
     loaded = load_task(name, tmp_path)
     assert set(loaded.splits) == {"train", "validation"}  # the test labels are hidden
     assert (len(loaded.splits["train"]), len(loaded.splits["validation"])) == (54, 6)
-    assert set(loaded.splits["train"].column_names) == {*loaded.text_columns, loaded.label_column}
-    assert set(loaded.splits["train"][loaded.label_column]) == set(range(loaded.num_labels))
+    assert set(loaded.splits["train"].column_names) == {*loaded.input_columns, loaded.label_column}
+    labels = set(loaded.splits["train"][loaded.label_column])
+    if loaded.kind == "classification":
+        assert labels == set(range(loaded.num_labels))
+    else:
+        assert len(labels) == 54 and all(isinstance(label, float) for label in labels)
     assert loaded.metric == TASKS[name].metric
 
 
+@pytest.mark.parametrize("name", hub_rows.SCHEMAS)
+def test_hub_task_as_the_hub_has_it(tmp_path: Path, name: str) -> None:
+    counts = {"train": 200, "validation": 20}
+    loaded = load_task(name, hub_rows.write(name, tmp_path / "data", counts))
+    schema = hub_rows.SCHEMAS[name][loaded.label_column]
+    if loaded.kind == "classification":
+        assert loaded.num_labels == schema.num_classes
+        assert set(loaded.splits["train"][loaded.label_column]) == set(range(loaded.num_labels))
+        if None not in (schema.names, *schema.names) and schema.names[0] != "0":
+            assert loaded.label_names == tuple(schema.names)
+    kept = {"mnli": {"mismatched"}}.get(name, set())
+    if name in hub_rows.LABELLED_TESTS:
+        kept = {"test"}
+    assert set(loaded.splits) == {"train", "validation"} | kept
+    assert loaded.modality == TASKS[name].modality
+
+
+def test_wic_and_multirc_are_pairs_made_of_their_columns(tmp_path: Path) -> None:
+    row = {"word": "bed", "sentence1": "a {bed}", "sentence2": "bed 2", "label": 1}
+    write(tmp_path / "wic" / "train.jsonl", [row, {**row, "sentence1": "b", "label": 0}] * 5)
+    write(tmp_path / "wic" / "validation.jsonl", [row])
+    assert load_task("wic", tmp_path / "wic").splits["train"][0] == {
+        "first": "bed: a {bed}", "second": "bed 2", "label": 1,
+    }  # fmt: skip
+    row = {"paragraph": "p", "question": "q?", "answer": "yes", "label": 1}
+    write(tmp_path / "m" / "train.jsonl", [row, {**row, "answer": "no", "label": 0}])
+    write(tmp_path / "m" / "validation.jsonl", [row])
+    assert load_task("multirc", tmp_path / "m").splits["train"][1] == {
+        "asked": "q? no", "paragraph": "p", "label": 0,
+    }  # fmt: skip
+
+
 def test_hub_task_refuses_labels_outside_its_schema(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", [*hub_rows("rte", 4), *hub_rows("rte", 1, label=2)])
+    write(tmp_path / "train.jsonl", [*from_hub("rte", 4), {**from_hub("rte", 1)[0], "label": 2}])
     message = refused(lambda: load_task("rte", tmp_path))
     assert "label 2 in row 5" in message and "entailment, not_entailment" in message
 
 
 def test_hub_task_under_the_data_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RGFT_DATA", str(tmp_path))
-    write(tmp_path / "glue" / "cola" / "train.jsonl", hub_rows("cola", 20))
+    write(tmp_path / "glue" / "cola" / "train.jsonl", from_hub("cola", 20))
     assert len(load_task("cola").splits["train"]) == 18
 
 
@@ -501,9 +537,9 @@ def test_hub_task_through_the_datasets_library(
     monkeypatch.delenv("RGFT_DATA", raising=False)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     for split, rows in (
-        ("train", hub_rows("sst2", 20)),
-        ("validation", hub_rows("sst2", 6)),
-        ("test", hub_rows("sst2", 6, label=-1)),
+        ("train", from_hub("sst2", 20)),
+        ("validation", from_hub("sst2", 6)),
+        ("test", from_hub("sst2", 6, labelled=False)),
     ):
         write(tmp_path / "repository" / f"{split}.parquet", rows)
     task = next(task for task in HUB_TASKS if task.name == "sst2")
@@ -513,6 +549,27 @@ def test_hub_task_through_the_datasets_library(
         "train": 20,
         "validation": 6,
     }
+
+
+def test_hub_task_from_tables_that_the_hub_converted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Configurations are folders there, and splits folders in them."""
+    monkeypatch.delenv("RGFT_DATA", raising=False)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("boolq", "cb"):
+        for split, count in {"train": 20, "validation": 6}.items():
+            write(tmp_path / "repository" / name / split / "0000.parquet", from_hub(name, count))
+    task = next(task for task in HUB_TASKS if task.name == "cb")
+    local = dataclasses.replace(task, path=str(tmp_path / "repository"), revision=None)
+    loaded = load_hub_task(local)
+    assert {name: len(rows) for name, rows in loaded.splits.items()} == {
+        "train": 20,
+        "validation": 6,
+    }
+    assert loaded.input_columns == ("premise", "hypothesis")
+    (tmp_path / "cache" / "repository").rename(tmp_path / "cache" / "aps___super_glue")
+    assert [name for name in ("boolq", "cb", "wic") if TASKS[name].available()] == ["cb"]
 
 
 def test_hub_task_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from rgft.models import load_classifier, load_tokenizer
 from rgft.progress import bar
 from rgft.tasks.task import TaskData
 
@@ -23,7 +24,7 @@ def tokenize(task: TaskData, split: str, tokenizer: Any, max_length: int) -> lis
     the order, and batches of like lengths need little padding.
     """
     data = task.splits[split]
-    texts = [list(data[column]) for column in task.text_columns]
+    texts = [list(data[column]) for column in task.input_columns]
     labels = list(data[task.label_column])
     examples: list[Example] = []
     with bar(f"tokenizing {split}", len(labels), "row", delay=1) as shown:
@@ -60,11 +61,59 @@ class Collator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch: each value `[B, L]`; labels `[B]` int64 or float32; ids `[B]`, if given."""
-        labels = [example["labels"] for example in examples]
         inputs = [{k: v for k, v in example.items() if k not in BESIDE} for example in examples]
         padded = self._tokenizer.pad(inputs, pad_to_multiple_of=MULTIPLE, return_tensors="pt")
-        dtype = torch.float32 if isinstance(labels[0], float) else torch.int64
-        batch = {**padded, "labels": torch.tensor(labels, dtype=dtype)}
-        if SAMPLE_IDS in examples[0]:
-            batch[SAMPLE_IDS] = torch.tensor([example[SAMPLE_IDS] for example in examples])
-        return batch
+        return labelled(padded, examples)
+
+
+def labelled(
+    inputs: Mapping[str, Tensor], examples: Sequence[Mapping[str, Any]]
+) -> dict[str, Tensor]:
+    """A batch with "labels", `[B]` int64 or float32, and the samples' ids `[B]`, if given."""
+    labels = [example["labels"] for example in examples]
+    dtype = torch.float32 if isinstance(labels[0], float) else torch.int64
+    batch = {**inputs, "labels": torch.tensor(labels, dtype=dtype)}
+    if SAMPLE_IDS in examples[0]:
+        batch[SAMPLE_IDS] = torch.tensor([example[SAMPLE_IDS] for example in examples])
+    return batch
+
+
+class TextInputs:
+    """Texts as the model's tokenizer makes them; what a run on a task of texts uses.
+
+    Args:
+        model: Folder, hub id or packaged name.
+        max_length: Tokens a text is cut at, if the model does not stop before.
+
+    Raises:
+        InputError: The tokenizer cannot be loaded.
+    """
+
+    multiple = MULTIPLE
+
+    def __init__(self, model: str, max_length: int) -> None:
+        self.processor: Any = load_tokenizer(model)
+        self._model = model
+        self._longest = min(max_length, self.processor.model_max_length)
+        self.collate = Collator(self.processor)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Of the vocabulary."""
+        return tuple(self.processor.vocab_files_names.values())
+
+    def load_model(self, labels: tuple[str, ...]) -> nn.Module:
+        """The classifier with a new head."""
+        return load_classifier(self._model, labels, self.processor.pad_token_id)
+
+    def examples(self, task: TaskData, split: str) -> list[Example]:
+        """Token ids and label of every row of a split."""
+        return tokenize(task, split, self.processor, self._longest)
+
+    def length(self, example: Mapping[str, Any]) -> int:
+        """Its tokens."""
+        return len(example["input_ids"])
+
+    def cut(self, example: Example, length: int) -> Example:
+        """Its first tokens."""
+        return {k: v[:length] if isinstance(v, list) else v for k, v in example.items()}

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from rgft import metrics
-from rgft.batches import MULTIPLE, Collator, Example
+from rgft.batches import Example
 from rgft.components import partition
 from rgft.config import Config
 from rgft.costs import Action, CostModel, FlopMeter, component_costs
 from rgft.errors import InputError
+from rgft.inputs import Inputs
 from rgft.methods import Recipe, Surveyed
 from rgft.opening import frozen_share, opened_below
 from rgft.spending import Spending
@@ -32,60 +33,60 @@ SURVEY_SHARE = 0.1  # most of a budget that its survey may spend
 SURVEY_BATCH = 32
 
 
-Shape = tuple[int, int]  # rows, tokens
+Shape = tuple[int, int]  # rows, positions
 
 
 def batch_shapes(
-    lengths: Sequence[int], *, batch_size: int, epochs: float, seed: int
+    lengths: Sequence[int], multiple: int, *, batch_size: int, epochs: float, seed: int
 ) -> Counter[Shape]:
-    """How often each batch shape occurs when texts are drawn at random, padded to the longest.
+    """How often each batch shape occurs when samples are drawn at random, padded to the longest.
 
-    >>> batch_shapes([3, 9, 5, 4], batch_size=2, epochs=1.0, seed=0)
+    >>> batch_shapes([3, 9, 5, 4], 2, batch_size=2, epochs=1.0, seed=0)
     Counter({(2, 10): 1, (2, 6): 1})
     """
     generator = torch.Generator().manual_seed(seed)
-    tokens = torch.tensor(lengths)
-    steps = math.ceil(epochs * math.ceil(len(tokens) / batch_size))
+    positions = torch.tensor(lengths)
+    steps = math.ceil(epochs * math.ceil(len(positions) / batch_size))
     shapes: Counter[Shape] = Counter()
     while steps > 0:
-        order = torch.randperm(len(tokens), generator=generator)
+        order = torch.randperm(len(positions), generator=generator)
         batches = torch.split(order, batch_size)[:steps]
         steps -= len(batches)
         for rows in batches:
-            shapes[len(rows), -(-int(tokens[rows].max()) // MULTIPLE) * MULTIPLE] += 1
+            shapes[len(rows), -(-int(positions[rows].max()) // multiple) * multiple] += 1
     return shapes
 
 
 def full_fine_tuning_flops(
-    costs: CostModel, shapes: Mapping[Shape, int], longest: Example, collate: Collator
+    costs: CostModel, shapes: Mapping[Shape, int], longest: Example, inputs: Inputs
 ) -> int:
     """FLOPs of steps that train everything, on batches of these shapes.
 
     Args:
         costs: Of the model that full fine-tuning would train.
         shapes: How many batches of each shape there are.
-        longest: A sample with as many tokens as the longest batch.
-        collate: Makes batches.
+        longest: A sample with as many positions as the longest batch.
+        inputs: Makes batches.
     """
     total = 0
-    for (rows, tokens), count in sorted(shapes.items()):
-        example = {k: v[:tokens] if isinstance(v, list) else v for k, v in longest.items()}
-        graph = costs.graph(**collate([example] * rows))
+    for (rows, positions), count in sorted(shapes.items()):
+        example = inputs.cut(longest, positions)
+        graph = costs.graph(**inputs.collate([example] * rows))
         total += count * costs.step(graph, Action(costs.names)).total
     return total
 
 
 def survey_batches(
-    examples: Sequence[Example], collate: Collator, device: torch.device, seed: int
+    examples: Sequence[Example], inputs: Inputs, device: torch.device, seed: int
 ) -> Iterator[dict[str, Tensor]]:
     """Some samples in batches of like lengths, in random order."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(examples), generator=generator)[:SURVEY_SAMPLES].tolist()
-    drawn.sort(key=lambda i: len(examples[i]["input_ids"]))
+    drawn.sort(key=lambda i: inputs.length(examples[i]))
     count = math.ceil(len(drawn) / SURVEY_BATCH)
     for i in torch.randperm(count, generator=generator).tolist():
         rows = drawn[i * SURVEY_BATCH : (i + 1) * SURVEY_BATCH]
-        yield {k: v.to(device) for k, v in collate([examples[j] for j in rows]).items()}
+        yield {k: v.to(device) for k, v in inputs.collate([examples[j] for j in rows]).items()}
 
 
 def charged_survey(
@@ -99,14 +100,13 @@ def charged_survey(
 
 
 def typical_batch(
-    examples: Sequence[Example], collate: Collator, batch_size: int, device: torch.device
+    examples: Sequence[Example], inputs: Inputs, batch_size: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """A batch whose texts are as long as those of `examples` are on average."""
-    lengths = [len(example["input_ids"]) for example in examples]
-    tokens = round(sum(lengths) / len(lengths))
+    """A batch whose samples are as long as `examples` are on average."""
+    lengths = [inputs.length(example) for example in examples]
     longest = examples[lengths.index(max(lengths))]
-    example = {k: v[:tokens] if isinstance(v, list) else v for k, v in longest.items()}
-    return {k: v.to(device) for k, v in collate([example] * batch_size).items()}
+    example = inputs.cut(longest, round(sum(lengths) / len(lengths)))
+    return {k: v.to(device) for k, v in inputs.collate([example] * batch_size).items()}
 
 
 class Start(NamedTuple):
@@ -128,7 +128,7 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
     config: Config,
     recipes: Surveyed,
     examples: Sequence[Example],
-    collate: Collator,
+    inputs: Inputs,
     *,
     seed: int,
     cut: bool,
@@ -136,7 +136,7 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
     """Survey the model, drop its last layers if `cut`, and choose how deep training reaches."""
     meter, model = spending.meter, spending.meter.model
     device = next(model.parameters()).device
-    batches = survey_batches(examples, collate, device, seed)
+    batches = survey_batches(examples, inputs, device, seed)
     surveyed = charged_survey(model, meter, batches, SURVEY_SHARE * spending.flops_limit)
     if cut and can_cut(model):
         keep_layers(model, surveyed.layers())
@@ -145,7 +145,7 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
         return Start(surveyed, surveyed.frozen_below(), recipes.deep)
     depth = surveyed.frozen_below()
     if spending.budget.share is not None:  # what a time buys is not known
-        batch = typical_batch(examples, collate, recipes.shallow.batch_size, device)
+        batch = typical_batch(examples, inputs, recipes.shallow.batch_size, device)
         limit = (spending.flops_limit - meter.spent) / len(examples)
         depth = opened_below(surveyed, meter, config, batch, limit=limit)
     return Start(surveyed, depth, recipes.known(frozen_share(model, depth)))

@@ -61,7 +61,9 @@ app.add_command(report)
 
 @app.command()
 @click.option("--output-dir", type=Path, required=True, help="Folder of the run.")
-@click.option("--model", help="Folder, hub id, or 'minilm' (a package).  [minilm]")
+@click.option(
+    "--model", help="Folder, hub id, or of a package: minilm, efficientnet-lite0.  [minilm]"
+)
 @click.option("--task", help="A task by name; `rgft data` lists them.")
 @click.option(
     "--data",
@@ -87,9 +89,17 @@ app.add_command(report)
 )
 @click.option("--max-length", type=int, help="Tokens a text is cut at.  [128]")
 @click.option(
+    "--image-size", type=int, help="Pixels a side images are scaled to.  [the model's own]"
+)
+@click.option(
     "--max-train-rows",
     type=int,
     help="Train on so many rows, the same for every seed; budgets are shares of that.  [all]",
+)
+@click.option(
+    "--max-evaluation-rows",
+    type=int,
+    help="Evaluate on at most so many rows of each split, the same for every seed.  [all]",
 )
 @click.option(
     "--granularity",
@@ -192,7 +202,7 @@ def train(  # noqa: PLR0913, PLR0917 - its options
 
 
 @app.command()
-@click.option("--model", default="minilm", show_default=True, help="Folder, hub id, or 'minilm'.")
+@click.option("--model", default="minilm", show_default=True, help="As for `rgft train`.")
 @click.option("--granularity", default="layer", show_default=True, help="As for `rgft train`.")
 @click.option("--seconds", is_flag=True, help="Also in seconds, from a few steps timed here.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
@@ -222,8 +232,9 @@ def inspect(model: str, granularity: str, seconds: bool, as_json: bool) -> None:
     print("and if this and all nearer to the output train")
     if seconds:
         print(
-            f"seconds: forward and backward pass of such a step of {ROWS} x {TOKENS} tokens on "
-            f"this machine, {rows[0]['seconds_full']:.3g} for full fine-tuning; fitted to a few "
+            f"seconds: forward and backward pass of such a step ({ROWS} texts of {TOKENS} tokens, "
+            f"or {ROWS} images) on this machine, {rows[0]['seconds_full']:.3g} for full "
+            "fine-tuning; fitted to a few "
             f"timed steps, off by {rows[0]['seconds_error']:.0%} on those"
         )
 

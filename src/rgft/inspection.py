@@ -11,10 +11,14 @@ from torch import Tensor
 
 from rgft.components import partition
 from rgft.costs import CostModel, StepSeconds, calibrate
-from rgft.models import load_classifier, load_tokenizer
+from rgft.images import ImageInputs
+from rgft.models import load_classifier, load_tokenizer, modalities
 
 ROWS, TOKENS = 32, 64
 TIMED = ((ROWS, TOKENS), (8, 64), (8, 16))  # rows and tokens of the batches of a calibration
+TIMED_IMAGES = (ROWS, 16, 8)
+LABELS = ("0", "1")
+Batch = dict[str, Tensor]
 
 
 def inspect_model(
@@ -28,7 +32,8 @@ def inspect_model(
 
     `cost_alone`: only it trains; `cost_down_to`: it and all components at its depth or nearer to
     the output train; `weight_gradient`: its own weight gradients. Each is the FLOPs of a step
-    (forward and backward) of 32 x 64 tokens with a two-class head over those of full fine-tuning.
+    (forward and backward) of 32 texts of 64 tokens, or 32 images, with a two-class head over those
+    of full fine-tuning.
 
     Args:
         model: Folder, hub id or packaged name.
@@ -41,14 +46,13 @@ def inspect_model(
     Raises:
         InputError: The model cannot be loaded, or not be split like that.
     """
-    tokenizer = load_tokenizer(model)
-    loaded = load_classifier(model, ("0", "1"), tokenizer.pad_token_id)
+    loaded, batches = _image_model(model) if modalities(model) == ("image",) else _text_model(model)
     components = partition(loaded, granularity)
     costs = CostModel(loaded)
-    graph = costs.graph(**_batch(ROWS, TOKENS))
+    graph = costs.graph(**batches[0])
     whole = graph.cost(costs.names)
     full = whole.total
-    fit = _timed(loaded, clock) if seconds else None
+    fit = _timed(loaded, batches, clock) if seconds else None
     rows = []
     for component in components:
         own = {s.parameter for s in component.slices}
@@ -72,15 +76,26 @@ def inspect_model(
     return rows
 
 
-def _batch(rows: int, tokens: int) -> dict[str, Tensor]:
+def _text_model(model: str) -> tuple[Any, list[Batch]]:
+    """A classifier and the batches of a calibration, the one that costs are of first."""
+    loaded = load_classifier(model, LABELS, load_tokenizer(model).pad_token_id)
+    return loaded, [_texts(*shape) for shape in TIMED]
+
+
+def _image_model(model: str) -> tuple[Any, list[Batch]]:
+    inputs = ImageInputs(model)
+    return inputs.load_model(LABELS), [inputs.blank(rows) for rows in TIMED_IMAGES]
+
+
+def _texts(rows: int, tokens: int) -> Batch:
     ids = torch.zeros(rows, tokens, dtype=torch.long)
     labels = torch.zeros(rows, dtype=torch.long)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
 
-def _timed(model: Any, clock: Callable[[], float]) -> StepSeconds:
+def _timed(model: Any, batches: list[Batch], clock: Callable[[], float]) -> StepSeconds:
     """Where training would run: on the accelerator, if there is one."""
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     model.to(device)
-    batches = [{k: v.to(device) for k, v in _batch(*shape).items()} for shape in TIMED]
-    return calibrate(model, batches, clock=clock)
+    there = [{k: v.to(device) for k, v in batch.items()} for batch in batches]
+    return calibrate(model, there, clock=clock)

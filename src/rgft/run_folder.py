@@ -25,12 +25,12 @@ ERROR_MAP_FILE = "error_map.parquet"
 LEDGER_FILE = "residuals.parquet"
 REPORT_FILES = ("error_map.png", "report.html")  # in the order of writing
 ADAPTER, BASE = "adapter", "base"  # what was added to a model; the model, where it is apart
-MODEL_FILES = (  # of whatever model and tokenizer; some by patterns
+MODEL_FILES = (  # of whatever model and processor; some by patterns
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
     *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
     *("special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "vocab.txt"),
     *("vocab.json", "merges.txt", "spiece.model", "spm.model", "tokenizer.model"),
-    "sentencepiece.bpe.model",
+    *("sentencepiece.bpe.model", "preprocessor_config.json"),
 )
 RESULTS = (ADAPTER, BASE, ERROR_MAP_FILE, LEDGER_FILE, *REPORT_FILES, *MODEL_FILES)
 OURS = (FOLDER, records.RUN_FILE, *RESULTS)
@@ -137,14 +137,14 @@ def sweep(output_dir: Path) -> None:
 
 
 def save(
-    output_dir: Path, model: Any, tokenizer: Any, write: Callable[[Any, Path], None] | None = None
+    output_dir: Path, model: Any, processor: Any, write: Callable[[Any, Path], None] | None = None
 ) -> None:
-    """The model and its tokenizer, each file whole.
+    """The model and its processor, each file whole.
 
     Args:
         output_dir: Folder of the run.
         model: As it was trained.
-        tokenizer: Its tokenizer.
+        processor: Its tokenizer or image processor.
         write: Writes the model to a folder, where `save_pretrained` is not the way.
     """
     staging = output_dir / STAGING
@@ -153,7 +153,7 @@ def save(
         model.save_pretrained(staging)
     else:
         write(model, staging)
-    tokenizer.save_pretrained(staging)
+    processor.save_pretrained(staging)
     for path in sorted(p for p in staging.rglob("*") if p.is_file()):
         target = output_dir / path.relative_to(staging)
         target.parent.mkdir(exist_ok=True)

@@ -16,6 +16,7 @@ from rgft.rules import POSITIVE, Rule, check, number, optional, whole
 from rgft.spending import parse_budget
 
 PRECISIONS = ("float32", "bfloat16")
+MAX_LENGTH = 128
 CACHES = ("float32", "bfloat16", "int8", "off")
 RULES: dict[str, Rule] = {
     "epochs": POSITIVE,
@@ -24,7 +25,9 @@ RULES: dict[str, Rule] = {
     "batch_size": optional(whole(1)),
     "adam_beta2": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
     "max_length": whole(4),
+    "image_size": optional(whole(8)),
     "max_train_rows": optional(whole(1)),
+    "max_evaluation_rows": optional(whole(1)),
     "evaluations": whole(1),
     "keep_layers": optional(whole(1)),
     "skip": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
@@ -39,7 +42,7 @@ class RunSpec:
     """What to run.
 
     Attributes:
-        model: Folder, hub id, or packaged name ("minilm").
+        model: Folder, hub id, or packaged name ("minilm", "efficientnet-lite0").
         task: Name of a task; None for the user's own data.
         data: Folder of the task, or of the user's own data.
         text_columns: Text columns of the user's own data; detected by default.
@@ -54,8 +57,10 @@ class RunSpec:
         adam_beta2: Smoothing of squared gradients in AdamW; None for the method's own (0.999
             without a budget).
         max_length: Tokens a text is cut at.
+        image_size: Pixels a side that images are scaled to; None for the model's own.
         max_train_rows: Most rows of the training split that are used; None for all. Which ones does
             not depend on the seed.
+        max_evaluation_rows: Most rows of each other split that are used; None for all.
         granularity: How components are cut; None for the method's own.
         settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
         evaluations: Evaluations of the validation split, and checkpoints, per epoch (about).
@@ -87,8 +92,10 @@ class RunSpec:
     budget: str | None = None
     batch_size: int | None = None
     adam_beta2: float | None = None
-    max_length: int = 128
+    max_length: int = MAX_LENGTH
+    image_size: int | None = None
     max_train_rows: int | None = None
+    max_evaluation_rows: int | None = None
     granularity: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     evaluations: int = 4

@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from rgft import records
 from rgft.adapters import ADAPTERS
 from rgft.adapters.allocation import RankAllocation
-from rgft.batches import Collator, numbered
+from rgft.batches import numbered
 from rgft.best_stage import BestStage
 from rgft.checkpoints import CACHE, FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
@@ -93,7 +93,7 @@ def run(
                     "start anew with --overwrite"
                 )
             if not resume:
-                refuse_foreign(output_dir, prepared.tokenizer.vocab_files_names.values())
+                refuse_foreign(output_dir, prepared.inputs.files)
                 clear_checkpoints(output_dir)
             checkpoint = newest_checkpoint(output_dir) if resume else None
             record |= {"status": "running", **_facts(spec, prepared)}
@@ -230,7 +230,7 @@ def _execute(
         args=_arguments(spec, prepared, output_dir),
         train_dataset=numbered(prepared.examples["train"]),
         eval_dataset=prepared.examples["validation"],
-        data_collator=Collator(prepared.tokenizer),
+        data_collator=prepared.inputs.collate,
         callbacks=[
             *(guidance, recorder, *pace, *best, progress, interruption),
             *([] if allocation is None else [allocation]),
@@ -254,7 +254,7 @@ def _execute(
         record["ranks"] = allocation.ranks
     adapter = prepared.method.adapter
     write = None if adapter is None else ADAPTERS[adapter].save
-    save(output_dir, trainer.model, prepared.tokenizer, write)
+    save(output_dir, trainer.model, prepared.inputs.processor, write)
     save_ledgers(output_dir, guidance.guide.error_map, prepared.sampling.ledger)
     records.write_run(output_dir, record)
     finish(output_dir)

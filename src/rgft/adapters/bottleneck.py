@@ -108,7 +108,12 @@ def load_apart(folder: Path | str) -> nn.Module:
     Raises:
         InputError: The folder holds no such model.
     """
-    from transformers import AutoModelForSequenceClassification  # noqa: PLC0415 - slow to import
+    from transformers import (  # noqa: PLC0415 - slow to import
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        AutoConfig,
+        AutoModelForImageClassification,
+        AutoModelForSequenceClassification,
+    )
 
     folder = Path(folder)
     if not (folder / BASE).is_dir() or not (folder / ADAPTER / WEIGHTS).is_file():
@@ -117,7 +122,10 @@ def load_apart(folder: Path | str) -> nn.Module:
             "method 'adapters'"
         )
     config = json.loads((folder / ADAPTER / CONFIG).read_text(encoding="utf-8"))
-    model: nn.Module = AutoModelForSequenceClassification.from_pretrained(folder / BASE)
+    kind = type(AutoConfig.from_pretrained(folder / BASE))
+    images = kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    loader = AutoModelForImageClassification if images else AutoModelForSequenceClassification
+    model: nn.Module = loader.from_pretrained(folder / BASE)
     add_bottlenecks(model, int(config["reduction"]))
     weights = load_file(folder / ADAPTER / WEIGHTS)
     missing = {n for n, p in model.named_parameters() if p.requires_grad} ^ weights.keys()
@@ -143,7 +151,7 @@ def _end_of_feed_forward(layer: Part) -> tuple[nn.Module, str]:
         (owner, name, child)
         for owner in layer.module.modules()
         for name, child in owner.named_children()
-        if _is_linear(child) and id(child.weight) in own
+        if is_linear(child) and id(child.weight) in own
     ]
     width = _sizes(maps[0][2])[0] if maps else 0
     back = [(owner, name) for owner, name, child in maps if _sizes(child)[1] == width]
@@ -155,7 +163,8 @@ def _end_of_feed_forward(layer: Part) -> tuple[nn.Module, str]:
     return back[-1]
 
 
-def _is_linear(module: nn.Module) -> bool:
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear map, transformers' own included."""
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 

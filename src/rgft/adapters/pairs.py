@@ -8,7 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from rgft.adapters.bottleneck import is_linear
 from rgft.errors import InputError
+from rgft.structure.architecture import outline
 
 RANK_STABILIZED_ALPHA = 16  # the rank's square root is the divisor, not the rank
 SURPLUS = 1.5  # ranks that AdaLoRA starts with, for each that it ends with (Zhang et al. 2023)
@@ -35,15 +37,15 @@ def add_adalora(model: nn.Module, rank: int) -> nn.Module:
     They begin with half as many ranks again; which of them go is decided while training, see
     `rgft.adapters.allocation`.
     """
-    from peft import AdaLoraConfig, TaskType  # noqa: PLC0415 - slow to import
+    from peft import AdaLoraConfig  # noqa: PLC0415 - slow to import
 
     first = round(SURPLUS * rank)
     config = AdaLoraConfig(
-        task_type=TaskType.SEQ_CLS,
+        **_classifier(model),
         init_r=first,
         target_r=rank,
         lora_alpha=2 * first,
-        target_modules="all-linear",
+        target_modules=_linear(model),
         total_step=1,  # known, and set, when training starts
     )
     return _adapted(model, config)
@@ -55,10 +57,10 @@ def add_ia3(model: nn.Module, _: int) -> nn.Module:
     Raises:
         InputError: PEFT does not know where these are in this model.
     """
-    from peft import IA3Config, TaskType  # noqa: PLC0415 - slow to import
+    from peft import IA3Config  # noqa: PLC0415 - slow to import
 
     try:
-        return _adapted(model, IA3Config(task_type=TaskType.SEQ_CLS))
+        return _adapted(model, IA3Config(**_classifier(model)))
     except ValueError as error:
         kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise InputError(
@@ -74,10 +76,38 @@ def save_merged(model: Any, folder: Path) -> None:
 
 
 def _with_lora(model: nn.Module, rank: int, **settings: Any) -> nn.Module:
-    from peft import LoraConfig, TaskType  # noqa: PLC0415 - slow to import
+    from peft import LoraConfig  # noqa: PLC0415 - slow to import
 
-    config = LoraConfig(task_type=TaskType.SEQ_CLS, r=rank, target_modules="all-linear", **settings)
+    config = LoraConfig(**_classifier(model), r=rank, target_modules=_linear(model), **settings)
     return _adapted(model, config)
+
+
+def _classifier(model: nn.Module) -> dict[str, Any]:
+    """How PEFT is told of the new head; it has no type for classifiers of images."""
+    from peft import TaskType  # noqa: PLC0415 - slow to import
+
+    if getattr(model, "main_input_name", None) == "pixel_values":
+        return {"exclude_modules": _heads(model), "modules_to_save": _heads(model)}
+    return {"task_type": TaskType.SEQ_CLS}
+
+
+def _heads(model: nn.Module) -> list[str]:
+    return [part.name.rpartition(".")[2] for part in outline(model) if part.kind == "head"]
+
+
+def _linear(model: nn.Module) -> str:
+    """PEFT's word for all linear maps but the head.
+
+    Raises:
+        InputError: There are none.
+    """
+    maps = [name for name, m in model.named_modules() if is_linear(m)]
+    if all(name.rpartition(".")[2] in _heads(model) for name in maps):
+        raise InputError(
+            f"{type(model).__name__} has no linear layers but its head, and LoRA is for those; "
+            "give another --method"
+        )
+    return "all-linear"
 
 
 def _adapted(model: nn.Module, config: Any) -> nn.Module:

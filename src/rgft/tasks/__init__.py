@@ -8,13 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rgft.errors import unknown
-from rgft.tasks import hub, reviews
+from rgft.tasks import fashion, hub, reviews
+from rgft.tasks.cifar import CIFAR
+from rgft.tasks.fashion import FASHION
 from rgft.tasks.folder import load_folder
-from rgft.tasks.task import Kind, TaskData
+from rgft.tasks.glue import GLUE
+from rgft.tasks.superglue import SUPERGLUE
+from rgft.tasks.task import Kind, Modality, TaskData
+from rgft.tasks.trec import TREC
 
 __all__ = [
+    "HUB_TASKS",
     "TASKS",
     "Kind",
+    "Modality",
     "TaskData",
     "TaskEntry",
     "load_folder",
@@ -33,6 +40,7 @@ class TaskEntry:
         origin: Where it comes from.
         load: Loads it, from the folder given or from where it lies by default.
         available: Whether it can be loaded without the network.
+        modality: "text" or "image".
     """
 
     description: str
@@ -41,18 +49,22 @@ class TaskEntry:
     origin: str
     load: Callable[[Path | None], TaskData]
     available: Callable[[], bool]
+    modality: Modality = "text"
 
 
 def _hub_entry(task: hub.HubTask) -> TaskEntry:
     return TaskEntry(
         description=task.description,
-        kind="classification",
+        kind=task.kind,
         metric=task.metric,
         origin=f"${hub.DATA_VARIABLE}/{task.folders[0]}, or the hub's {task.path}",
         load=functools.partial(hub.load_hub_task, task),
         available=functools.partial(hub.is_available, task),
+        modality=task.modality,
     )
 
+
+HUB_TASKS = (*GLUE, *SUPERGLUE, *TREC, *CIFAR)
 
 TASKS: dict[str, TaskEntry] = {
     "reviews": TaskEntry(
@@ -71,7 +83,16 @@ TASKS: dict[str, TaskEntry] = {
         load=reviews.load_ratings,
         available=reviews.is_available,
     ),
-    **{task.name: _hub_entry(task) for task in hub.HUB_TASKS},
+    **{task.name: _hub_entry(task) for task in HUB_TASKS},
+    FASHION.name: TaskEntry(
+        description=FASHION.description,
+        kind=FASHION.kind,
+        metric=FASHION.metric,
+        origin=f"Debian's {fashion.PACKAGE} through apt-get, or the hub's {FASHION.path}",
+        load=fashion.load_fashion,
+        available=fashion.is_available,
+        modality=FASHION.modality,
+    ),
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rgft.errors import InputError
@@ -13,10 +13,11 @@ from rgft.tasks.columns import (
     require_column,
     require_texts,
 )
+from rgft.tasks.images import check_images, find_image_column
 from rgft.tasks.labels import encode_labels, infer_scheme
 from rgft.tasks.splitting import with_validation
 from rgft.tasks.tables import SUFFIXES, Table, one_line, read_table
-from rgft.tasks.task import TaskData, split_in_memory
+from rgft.tasks.task import Input, TaskData, split_in_memory
 from rgft.tasks.texts import check_texts
 
 FILE_NAMES = {
@@ -35,9 +36,10 @@ def load_folder(
 ) -> TaskData:
     """Load a task from `train`, `validation` and `test` files (JSON Lines, CSV or Parquet).
 
-    Strings and ints are classes (sorted, then numbered from 0), floats are a regression. Without
-    a validation file a tenth of the training rows, chosen by the hash of their text, takes its
-    place, and the log says so.
+    Strings and ints are classes (sorted, then numbered from 0), floats are a regression. A column
+    of images, as Parquet files of the hub hold them, is the input where there is one and no text
+    columns are given. Without a validation file a tenth of the training rows, chosen by the hash of
+    their text or image, takes its place, and the log says so.
 
     Args:
         directory: The folder.
@@ -53,28 +55,40 @@ def load_folder(
     if text_columns is not None:  # before the label, whose detection may fail as well
         require_texts(train, text_columns)
     label = find_label_column(train, label_column)
-    texts = find_text_columns(train, label, text_columns)
+    image = None if text_columns is not None else find_image_column(train, label)
+    inputs = (image,) if image is not None else find_text_columns(train, label, text_columns)
     for table in tables.values():
         require_column(table, label, "--label-column")
     scheme = infer_scheme(train, label)
-    _LOG.info("%s: texts from %s, label from %r (%s)", directory, texts, label, scheme.kind)
+    _LOG.info("%s: input from %s, label from %r (%s)", directory, inputs, label, scheme.kind)
+
+    def checked(table: Table) -> Mapping[str, Sequence[Input]]:
+        return {image: check_images(table, image)} if image else check_texts(table, inputs)
+
     splits = {
-        name: split_in_memory(check_texts(table, texts), label, encode_labels(table, label, scheme))
+        name: split_in_memory(checked(table), label, encode_labels(table, label, scheme))
         for name, table in tables.items()
     }
     return TaskData(
         name=Path(directory).resolve().name,
         kind=scheme.kind,
-        text_columns=texts,
+        input_columns=inputs,
         label_column=label,
         label_names=scheme.names,
         metric="accuracy" if scheme.kind == "classification" else "pearson",
-        splits=with_validation(splits, texts, label, str(directory)),
+        splits=with_validation(splits, inputs, label, str(directory)),
+        modality="image" if image else "text",
     )
 
 
-def read_folder(directory: Path) -> dict[str, Table]:
+def read_folder(
+    directory: Path, names: Mapping[str, Sequence[str]] = FILE_NAMES
+) -> dict[str, Table]:
     """The tables of a folder by split name; "train" is always among them.
+
+    Args:
+        directory: The folder.
+        names: Names of the file of each split, without suffix.
 
     Raises:
         InputError: The folder or its training file is missing, a split has more than one file,
@@ -83,7 +97,7 @@ def read_folder(directory: Path) -> dict[str, Table]:
     if not directory.is_dir():
         found = "is a file" if directory.is_file() else "does not exist"
         raise InputError(f"data folder {directory} {found}; give a folder that holds {TRAINING}")
-    files = {split: _find_file(directory, names) for split, names in FILE_NAMES.items()}
+    files = {split: _find_file(directory, known) for split, known in names.items()}
     if files["train"] is None:
         here = one_line(", ".join(sorted(path.name for path in directory.iterdir())) or "nothing")
         raise InputError(

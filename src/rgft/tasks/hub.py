@@ -1,32 +1,32 @@
-"""GLUE's SST-2, CoLA and RTE, and TREC, in their schema on the Hugging Face hub.
-
-They are for research; none is part of this package. A local folder is used where there is one,
-the hub otherwise.
-"""
+"""Tasks in their schema on the Hugging Face hub: a local folder where there is one, or the hub."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import datasets
 
 from rgft.errors import InputError
 from rgft.tasks.columns import require_column
-from rgft.tasks.folder import read_folder
+from rgft.tasks.folder import FILE_NAMES, read_folder
+from rgft.tasks.images import check_images
+from rgft.tasks.labels import LabelScheme, encode_labels
 from rgft.tasks.splitting import with_validation
 from rgft.tasks.tables import Table, one_line
-from rgft.tasks.task import TaskData, split_in_memory
+from rgft.tasks.task import Input, Kind, Modality, TaskData, split_in_memory
 from rgft.tasks.texts import check_texts
 
 DATA_VARIABLE = "RGFT_DATA"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class HubTask:
-    """A classification task on the hub.
+    """A task on the hub.
 
     Attributes:
         name: Its name here.
@@ -35,72 +35,33 @@ class HubTask:
         config: Which of its configurations; None for its only one.
         revision: Branch to load; None for the main one.
         folders: Where it may lie under the folder that `RGFT_DATA` names, first found first.
-        text_columns: Columns of texts.
-        label_column: Column of class numbers.
-        label_names: Class names in the order of their numbers.
+        input_columns: Columns of texts, or of images.
+        label_column: Column of class numbers, or of values.
+        label_names: Class names in the order of their numbers; empty for regression.
         metric: Headline metric.
+        kind: "classification" or "regression".
+        modality: "text" or "image".
+        directory: Folder within the revision that holds the configuration's tables, where the
+            revision does not name configurations (those that the hub converts to Parquet).
+        rendered: Input columns that are made of others: by name a text with {column} in it.
+        splits: Names of a split in files and on the hub, by what it is called here.
     """
 
     name: str
     description: str
     path: str
-    config: str | None
-    revision: str | None
+    config: str | None = None
+    revision: str | None = None
     folders: tuple[str, ...]
-    text_columns: tuple[str, ...]
-    label_column: str
+    input_columns: tuple[str, ...]
+    label_column: str = "label"
     label_names: tuple[str, ...]
     metric: str = "accuracy"
-
-
-HUB_TASKS = (
-    HubTask(
-        name="sst2",
-        description="sentiment of film-review sentences (GLUE SST-2, Socher et al. 2013)",
-        path="nyu-mll/glue",
-        config="sst2",
-        revision=None,
-        folders=("glue/sst2_sentences", "glue/sst2", "sst2"),
-        text_columns=("sentence",),
-        label_column="label",
-        label_names=("negative", "positive"),
-    ),
-    HubTask(
-        name="cola",
-        description="whether a sentence is grammatical (GLUE CoLA, Warstadt et al. 2018)",
-        path="nyu-mll/glue",
-        config="cola",
-        revision=None,
-        folders=("glue/cola", "cola"),
-        text_columns=("sentence",),
-        label_column="label",
-        label_names=("unacceptable", "acceptable"),
-        metric="matthews_correlation",
-    ),
-    HubTask(
-        name="rte",
-        description="whether one sentence follows from another (GLUE RTE, Wang et al. 2018)",
-        path="nyu-mll/glue",
-        config="rte",
-        revision=None,
-        folders=("glue/rte", "rte"),
-        text_columns=("sentence1", "sentence2"),
-        label_column="label",
-        label_names=("entailment", "not_entailment"),
-    ),
-    HubTask(
-        name="trec",
-        description="what a question asks for, 6 classes (TREC, Li and Roth 2002)",
-        path="CogComp/trec",
-        config=None,
-        # the main branch is a loading script, which is never run: this one is its tables
-        revision="refs/convert/parquet",
-        folders=("trec",),
-        text_columns=("text",),
-        label_column="coarse_label",
-        label_names=("ABBR", "ENTY", "DESC", "HUM", "LOC", "NUM"),
-    ),
-)
+    kind: Kind = "classification"
+    modality: Modality = "text"
+    directory: str | None = None
+    rendered: Mapping[str, str] = field(default_factory=dict)
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: FILE_NAMES)
 
 
 def load_hub_task(task: HubTask, data: Path | None = None) -> TaskData:
@@ -113,21 +74,30 @@ def load_hub_task(task: HubTask, data: Path | None = None) -> TaskData:
         InputError: It is in none of the three places, or is not what its schema says.
     """
     folder = data if data is not None else local_folder(task)
-    tables = _from_hub(task) if folder is None else read_folder(folder)
+    tables = _from_hub(task) if folder is None else read_folder(folder, task.splits)
+    return from_tables(task, tables, str(folder or task.path))
+
+
+def from_tables(task: HubTask, tables: Mapping[str, Table], source: str) -> TaskData:
+    """The task from its tables by split.
+
+    Raises:
+        InputError: They are not what its schema says.
+    """
     splits = {
         name: _encode(task, table)
         for name, table in tables.items()
         if not (name == "test" and _is_unlabelled(task, table))
     }
-    source = str(folder or task.path)
     return TaskData(
         name=task.name,
-        kind="classification",
-        text_columns=task.text_columns,
+        kind=task.kind,
+        input_columns=task.input_columns,
         label_column=task.label_column,
         label_names=task.label_names,
         metric=task.metric,
-        splits=with_validation(splits, task.text_columns, task.label_column, source),
+        splits=with_validation(splits, task.input_columns, task.label_column, source),
+        modality=task.modality,
     )
 
 
@@ -140,13 +110,34 @@ def local_folder(task: HubTask) -> Path | None:
 
 def is_available(task: HubTask) -> bool:
     """Whether the task can be loaded without the network."""
+    return local_folder(task) is not None or _is_cached(task)
+
+
+def _is_cached(task: HubTask) -> bool:
     cached = Path(datasets.config.HF_DATASETS_CACHE, task.path.replace("/", "___"))
-    return local_folder(task) is not None or (cached / (task.config or "default")).is_dir()
+    if task.directory is None:
+        return (cached / (task.config or "default")).is_dir()
+    # folders of the cache do not say which directory they are of: the columns do
+    wanted = {*_sources(task), task.label_column}
+    infos = cached.glob("*/*/*/dataset_info.json")
+    return any(wanted <= json.loads(info.read_text())["features"].keys() for info in infos)
+
+
+def _sources(task: HubTask) -> list[str]:
+    """The columns that the inputs are made of."""
+    if not task.rendered:
+        return list(task.input_columns)
+    found = [string.Formatter().parse(template) for template in task.rendered.values()]
+    return list(dict.fromkeys(name for parts in found for _, name, _, _ in parts if name))
 
 
 def _from_hub(task: HubTask) -> Mapping[str, Table]:
     try:
-        loaded = datasets.load_dataset(task.path, task.config, revision=task.revision)
+        loaded = datasets.load_dataset(
+            task.path, task.config, data_dir=task.directory, revision=task.revision
+        )
+        if task.modality == "image":  # bytes of files, as they are stored
+            loaded = loaded.cast_column(task.input_columns[0], datasets.Image(decode=False))
     # the hub's client, its transport and the data library raise unrelated families of errors
     except Exception as problem:
         folders = " or ".join(f"${DATA_VARIABLE}/{folder}" for folder in task.folders)
@@ -156,20 +147,28 @@ def _from_hub(task: HubTask) -> Mapping[str, Table]:
             f"validation and test as JSONL, CSV or Parquet into {folders}"
         ) from problem
     return {
-        name: Table(f"{task.path} {name}", {column: list(rows[column]) for column in rows.features})
-        for name, rows in loaded.items()
-        if name in ("train", "validation", "test")
+        name: _table(f"{task.path} {theirs}", loaded[theirs])
+        for name, names in task.splits.items()
+        for theirs in names
+        if theirs in loaded
     }
+
+
+def _table(source: str, rows: datasets.Dataset) -> Table:
+    return Table(source, {column: list(rows[column]) for column in rows.features})
 
 
 def _is_unlabelled(task: HubTask, table: Table) -> bool:
     labels = table.columns.get(task.label_column, ())
-    return all(label in (None, "", -1, "-1") for label in labels)
+    return all(str(label) in ("None", "", "-1", "-1.0") for label in labels)
 
 
 def _encode(task: HubTask, table: Table) -> datasets.Dataset:
     labels = table.columns[require_column(table, task.label_column, "the file")]
-    texts = check_texts(table, task.text_columns)
+    inputs = _inputs(task, table)
+    if task.kind == "regression":
+        values = encode_labels(table, task.label_column, LabelScheme(float, ()))
+        return split_in_memory(inputs, task.label_column, values)
     allowed: dict[object, int] = {number: number for number in range(len(task.label_names))}
     if table.written:
         allowed = {str(number): number for number in allowed.values()}
@@ -182,4 +181,16 @@ def _encode(task: HubTask, table: Table) -> datasets.Dataset:
                 f"({', '.join(task.label_names)}); correct or remove the row"
             )
         encoded.append(allowed[label])
-    return split_in_memory(texts, task.label_column, encoded)
+    return split_in_memory(inputs, task.label_column, encoded)
+
+
+def _inputs(task: HubTask, table: Table) -> Mapping[str, Sequence[Input]]:
+    if task.modality == "image":
+        return {name: check_images(table, name) for name in task.input_columns}
+    if not task.rendered:
+        return check_texts(table, task.input_columns)
+    parts = check_texts(table, _sources(task))
+    rows = [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+    return {
+        name: [template.format_map(row) for row in rows] for name, template in task.rendered.items()
+    }

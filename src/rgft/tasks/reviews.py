@@ -75,7 +75,7 @@ def load_reviews(data: Path | None = None) -> TaskData:
     return TaskData(
         name="reviews",
         kind="classification",
-        text_columns=("text",),
+        input_columns=("text",),
         label_column="label",
         label_names=("negative", "positive"),
         metric="accuracy",
@@ -100,7 +100,7 @@ def load_ratings(data: Path | None = None) -> TaskData:
     return TaskData(
         name="reviews-rating",
         kind="regression",
-        text_columns=("text",),
+        input_columns=("text",),
         label_column="rating",
         label_names=(),
         metric="pearson",

@@ -1,4 +1,4 @@
-"""Splits by the hash of the text: the same text always lands on the same side, in any order."""
+"""Splits by the hash of the input: a text or image always lands on the same side, in any order."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import replace
 import datasets
 
 from rgft.errors import InputError
-from rgft.tasks.task import TaskData, split_in_memory
+from rgft.tasks.task import Input, TaskData, split_in_memory
 
 VALIDATION_SHARE = 0.1
 _LOG = logging.getLogger(__name__)
 
 
-def unit_hash(*texts: str) -> float:
-    """A number in [0, 1) that depends on the texts alone: their SHA-256, first 53 bits.
+def unit_hash(*inputs: Input) -> float:
+    """A number in [0, 1) that depends on the inputs alone: their SHA-256, first 53 bits.
 
     >>> unit_hash("a fine film") == unit_hash("a fine film")
     True
@@ -25,12 +25,16 @@ def unit_hash(*texts: str) -> float:
     True
     """
     # lengths keep ("ab", "c") apart from ("a", "bc")
-    key = "".join(f"{len(text)}:{text}" for text in texts).encode()
+    key = b"".join(f"{len(value)}:".encode() + _encoded(value) for value in inputs)
     return (int.from_bytes(hashlib.sha256(key).digest()[:8], "big") >> 11) / (1 << 53)
 
 
+def _encoded(value: Input) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
+
+
 def fewer_train_rows(task: TaskData, count: int) -> TaskData:
-    """The task with `count` of its training rows: those whose texts hash lowest, in their order.
+    """The task with `count` of its training rows: those whose inputs hash lowest, in their order.
 
     Raises:
         InputError: There are no more than `count`.
@@ -41,37 +45,59 @@ def fewer_train_rows(task: TaskData, count: int) -> TaskData:
             f"max_train_rows is {count}, but there are {len(rows)} training rows; give fewer, or "
             "drop it"
         )
-    texts = zip(*(rows[name] for name in task.text_columns), strict=True)
-    lowest = sorted((unit_hash(*key), row) for row, key in enumerate(texts))[:count]
-    kept = rows.select(sorted(row for _, row in lowest))
-    return replace(task, splits={**task.splits, "train": kept})
+    return replace(task, splits={**task.splits, "train": _lowest(task, rows, count)})
+
+
+def fewer_evaluation_rows(task: TaskData, count: int) -> TaskData:
+    """The task with at most `count` rows, those that hash lowest, in every split but "train".
+
+    Raises:
+        InputError: No split has more than `count`.
+    """
+    most = max(len(rows) for name, rows in task.splits.items() if name != "train")
+    if count >= most:
+        raise InputError(
+            f"max_evaluation_rows is {count}, but validation and test have {most} rows or fewer; "
+            "give fewer, or drop it"
+        )
+    splits = {
+        name: rows if name == "train" or len(rows) <= count else _lowest(task, rows, count)
+        for name, rows in task.splits.items()
+    }
+    return replace(task, splits=splits)
+
+
+def _lowest(task: TaskData, rows: datasets.Dataset, count: int) -> datasets.Dataset:
+    inputs = zip(*(rows[name][:] for name in task.input_columns), strict=True)
+    lowest = sorted((unit_hash(*key), row) for row, key in enumerate(inputs))[:count]
+    return rows.select(sorted(row for _, row in lowest))
 
 
 def carve_validation(
-    texts: Sequence[tuple[str, ...]],
+    inputs: Sequence[tuple[Input, ...]],
     strata: Sequence[int],
     share: float = VALIDATION_SHARE,
 ) -> list[bool]:
     """Which training rows become validation rows.
 
-    Within each stratum (class) the distinct texts are ranked by their hash; those with the lowest
+    Within each stratum (class) the distinct inputs are ranked by their hash; those with the lowest
     relative rank over all strata are taken, so that every class gives about the same share, none
-    gives its last text, and equal texts go together.
+    gives its last input, and equal inputs go together.
 
     Args:
-        texts: The texts of each row, [rows].
+        inputs: The texts, or the image, of each row, [rows].
         strata: The class of each row (one constant for regression), [rows].
-        share: Part of the distinct texts to take, in [0, 0.5).
+        share: Part of the distinct inputs to take, in [0, 0.5).
 
     Returns:
         True where the row goes to validation, [rows]; at least one, unless every class has only
-        one distinct text.
+        one distinct input.
     """
-    stratum_of: dict[tuple[str, ...], int] = {}
-    for key, stratum in zip(texts, strata, strict=True):
-        # a text with two labels counts as the lower one, whichever row comes first
+    stratum_of: dict[tuple[Input, ...], int] = {}
+    for key, stratum in zip(inputs, strata, strict=True):
+        # an input with two labels counts as the lower one, whichever row comes first
         stratum_of[key] = min(stratum, stratum_of.get(key, stratum))
-    members: dict[int, list[tuple[float, tuple[str, ...]]]] = {}
+    members: dict[int, list[tuple[float, tuple[Input, ...]]]] = {}
     for key, stratum in stratum_of.items():
         members.setdefault(stratum, []).append((unit_hash(*key), key))
     ranked = [
@@ -82,12 +108,12 @@ def carve_validation(
     ]
     wanted = max(1, round(share * len(stratum_of)))
     taken = {key for _, _, key in sorted(ranked)[:wanted]}
-    return [key in taken for key in texts]
+    return [key in taken for key in inputs]
 
 
 def with_validation(
     splits: Mapping[str, datasets.Dataset],
-    text_columns: Sequence[str],
+    input_columns: Sequence[str],
     label_column: str,
     source: str,
 ) -> dict[str, datasets.Dataset]:
@@ -99,34 +125,33 @@ def with_validation(
     if "validation" in splits:
         return dict(splits)
     train = splits["train"]
-    labels = list(train[label_column])
-    texts = list(zip(*(train[column] for column in text_columns), strict=True))
+    labels = train[label_column][:]
+    inputs = list(zip(*(train[column][:] for column in input_columns), strict=True))
     strata = labels if isinstance(labels[0], int) else [0] * len(labels)
-    taken = carve_validation(texts, strata)
+    taken = carve_validation(inputs, strata)
     if not any(taken):
         raise InputError(
             f"{source} has no validation split and its training split is too small to carve one "
             f"out; give a validation file"
         )
     parts = {
-        name: _rows_where(train, text_columns, label_column, [take is wanted for take in taken])
+        name: _rows_where(train, input_columns, label_column, [take is wanted for take in taken])
         for name, wanted in (("train", False), ("validation", True))
     }
     _LOG.info(
-        "%s has no validation split: %d of its %d training rows, chosen by the hash of their text, "
-        "take its place",
+        "%s has no validation split: %d of its %d training rows, chosen by hash, take its place",
         *(source, len(parts["validation"]), len(train)),
     )
     return {**parts, **{name: rows for name, rows in splits.items() if name != "train"}}
 
 
 def _rows_where(
-    rows: datasets.Dataset, text_columns: Sequence[str], label_column: str, keep: Sequence[bool]
+    rows: datasets.Dataset, input_columns: Sequence[str], label_column: str, keep: Sequence[bool]
 ) -> datasets.Dataset:
     """A copy rather than `Dataset.select`, which would leave every row reachable beneath it."""
 
     def kept(column: str) -> list[object]:
-        return [value for value, wanted in zip(rows[column], keep, strict=True) if wanted]
+        return [value for value, wanted in zip(rows[column][:], keep, strict=True) if wanted]
 
-    texts = {column: kept(column) for column in text_columns}
-    return split_in_memory(texts, label_column, kept(label_column))  # type: ignore[arg-type]
+    inputs = {column: kept(column) for column in input_columns}
+    return split_in_memory(inputs, label_column, kept(label_column))  # type: ignore[arg-type]

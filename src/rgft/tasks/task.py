@@ -1,4 +1,4 @@
-"""A task: texts with labels, in splits, and the metric that judges a model on it."""
+"""A task: texts or images with labels, in splits, and the metric that judges a model on it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Literal
 import datasets
 
 Kind = Literal["classification", "regression"]
+Modality = Literal["text", "image"]
+Input = str | bytes  # a text, or an image as the bytes of its file
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,21 +22,23 @@ class TaskData:
     Attributes:
         name: What it is called in a run's records.
         kind: "classification" (labels are ints 0..n-1) or "regression" (labels are floats).
-        text_columns: One column of texts, or two for sentence pairs.
+        input_columns: One column of texts, or two for sentence pairs; or one of images.
         label_column: The column of labels.
         label_names: Name of each class by its int; empty for regression.
         metric: The headline metric, one of `rgft.metrics.METRICS[kind]`; higher is better.
         splits: "train", "validation", where there is one "test", and any further test sets
-            (other domains) by name. Each holds the text columns and the label column, in memory.
+            (other domains) by name. Each holds the input columns and the label column, in memory.
+        modality: "text", or "image" for bytes of image files that Pillow reads.
     """
 
     name: str
     kind: Kind
-    text_columns: tuple[str, ...]
+    input_columns: tuple[str, ...]
     label_column: str
     label_names: tuple[str, ...]
     metric: str
     splits: Mapping[str, datasets.Dataset]
+    modality: Modality = "text"
 
     @property
     def num_labels(self) -> int:
@@ -50,9 +54,10 @@ class TaskData:
         digest = hashlib.sha256()
 
         def add(value: object) -> None:
-            digest.update(json.dumps(value, ensure_ascii=True).encode() + b"\n")
+            written = json.dumps(value, ensure_ascii=True, default=_bytes_digest)
+            digest.update(written.encode() + b"\n")
 
-        add([self.kind, self.text_columns, self.label_column, self.label_names, self.metric])
+        add([self.kind, self.input_columns, self.label_column, self.label_names, self.metric])
         for split in sorted(self.splits):
             rows = self.splits[split]
             add([split, len(rows)])
@@ -61,24 +66,33 @@ class TaskData:
         return digest.hexdigest()
 
     def _columns(self) -> tuple[str, ...]:
-        return (*self.text_columns, self.label_column)
+        return (*self.input_columns, self.label_column)
 
 
 def split_in_memory(
-    texts: Mapping[str, Sequence[str]], label_column: str, labels: Sequence[int] | Sequence[float]
+    inputs: Mapping[str, Sequence[Input]],
+    label_column: str,
+    labels: Sequence[int] | Sequence[float],
 ) -> datasets.Dataset:
     """A split that lives in memory alone.
 
     Args:
-        texts: Text columns by name, each [rows].
+        inputs: Columns of texts (str) or of images (bytes) by name, each [rows].
         label_column: Name of the label column.
         labels: All ints (classes) or all floats, [rows].
     """
     is_class = all(isinstance(label, int) for label in labels)
     label_type = datasets.Value("int64" if is_class else "float64")
-    features = {name: datasets.Value("string") for name in texts}
-    columns = {name: list(values) for name, values in texts.items()}
+    features = {
+        name: datasets.Value("large_binary" if isinstance(values[0], bytes) else "string")
+        for name, values in inputs.items()
+    }
+    columns = {name: list(values) for name, values in inputs.items()}
     return datasets.Dataset.from_dict(
         columns | {label_column: list(labels)},
         features=datasets.Features(features | {label_column: label_type}),
     )
+
+
+def _bytes_digest(image: bytes) -> str:
+    return hashlib.sha256(image).hexdigest()
