@@ -16,6 +16,7 @@ from rich.markup import escape
 from torch import Tensor, nn
 from transformers import set_seed
 
+from rgft.batch_share import check_divides
 from rgft.batches import Collator, Example, tokenize
 from rgft.budgeting import (
     STANDARD_BATCH,
@@ -30,6 +31,7 @@ from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
+from rgft.launch import Launch, leads
 from rgft.methods import Method, Recipe, find_method
 from rgft.models import load_classifier, load_tokenizer
 from rgft.opening import frozen_share
@@ -84,6 +86,11 @@ class Prepared:
     survey: Survey | None = None
     seconds: float = 0.0
 
+    @property
+    def auto(self) -> bool:
+        """Whether the run finds its own budget."""
+        return self.spending is not None and self.spending.budget.auto
+
     def storage(self, folder: Path) -> Storage | None:
         """Where the prefix cache keeps what it has, if there is one."""
         if self.prefix_cache is None:
@@ -95,12 +102,15 @@ class Prepared:
 
         They count as spent, and not as batches that full fine-tuning would run.
         """
-        collate = Collator(self.tokenizer)
+        collate, meter = Collator(self.tokenizer), self.meter
         device = next(self.model.parameters()).device
         for example in self.examples["train"][:count]:
             batch = {k: v.to(device) for k, v in collate([example]).items()}
-            with self.meter.probing():
+            before = meter.spent
+            with meter.probing():
                 loss = self.model(**batch).loss
+            if not leads():
+                meter.spent = before  # all processes do the same, which counts once
             yield loss
 
 
@@ -124,8 +134,12 @@ def _load_data(spec: RunSpec) -> TaskData:
     return load_folder(folder, spec.text_columns, spec.label_column)
 
 
-def prepare(spec: RunSpec) -> Prepared:
+def prepare(spec: RunSpec, launch: Launch) -> Prepared:
     """Load what `spec` names, and check that it goes together.
+
+    Args:
+        spec: What to run.
+        launch: The processes that run it.
 
     Raises:
         InputError: It does not, or something cannot be loaded.
@@ -176,6 +190,7 @@ def prepare(spec: RunSpec) -> Prepared:
     seconds = time.perf_counter() - started
     lr = recipe.lr if spec.lr is None else spec.lr
     batch_size = spec.batch_size or recipe.batch_size
+    check_divides(batch_size, launch.size)
     ledger = Ledger(len(examples["train"]))
     visits = None
     if spending is not None:
@@ -183,6 +198,7 @@ def prepare(spec: RunSpec) -> Prepared:
     cache = _prefix_cache(
         spec, model, config, spending, lambda: collate(examples["train"][:batch_size])
     )
+    cache = in_one_process(cache, spec, launch)
     return Prepared(
         task=task,
         tokenizer=tokenizer,
@@ -293,6 +309,21 @@ def _prefix_cache(
     if share and share * spec.epochs <= step_share(model, config, spending.meter, batch()):
         return None
     return "float32"
+
+
+def in_one_process(cache: str | None, spec: RunSpec, launch: Launch) -> str | None:
+    """Format of the prefix cache; none, and a warning, where there are several processes.
+
+    Raises:
+        InputError: It was asked for.
+    """
+    if cache is None or launch.size == 1:
+        return cache
+    why = "prefix_cache works in one process: with several, samples come back to other ones"
+    if spec.prefix_cache is not None:
+        raise InputError(f"{why}; give --prefix-cache off, or start rgft train in one process")
+    warnings.warn(f"{why}; the run goes without it", RuntimeWarning, stacklevel=2)
+    return None
 
 
 def _check_guidance(model: nn.Module, config: Config, spending: Spending | None) -> None:
