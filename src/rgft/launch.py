@@ -11,6 +11,8 @@ from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from rgft.errors import InputError
 from rgft.processes import Processes
@@ -87,6 +89,15 @@ class Launch:
         done = self.together(lambda: (work() if self.first else None) or "")
         return done if self.processes is None else self.processes.lists([done])[0]
 
+    def refuse_different(self, what: str, text: str) -> None:
+        """Refuse, in all processes, what is not the same in all of them.
+
+        Raises:
+            InputError: It is not.
+        """
+        if self.processes is not None:
+            self.processes.refuse_different(what, text)
+
 
 def join() -> Launch:
     """Meet the other processes.
@@ -113,7 +124,7 @@ def join() -> Launch:
         backend = None if torch.accelerator.is_available() else "gloo"
         rank = int(os.environ.get("RANK", "0"))
         dist.init_process_group(
-            backend, store=dist.PrefixStore("group", _store()), rank=rank, world_size=launched()
+            backend, store=PrefixStore("group", _store()), rank=rank, world_size=launched()
         )
     return Launch(Processes())
 
@@ -159,7 +170,7 @@ def lost_another(error: BaseException) -> bool:
 
 
 @functools.cache
-def _store() -> dist.Store:
+def _store() -> Store:
     """Where the processes leave notes to each other."""
     missing = [name for name in NEEDED if name not in os.environ]
     if missing:
@@ -167,6 +178,6 @@ def _store() -> dist.Store:
             f"WORLD_SIZE is {launched()}, but {missing[0]} is not set: start rgft train with "
             "torchrun or accelerate launch, or unset WORLD_SIZE"
         )
-    store, _, _ = next(iter(dist.rendezvous("env://")))
+    store, _, _ = next(iter(rendezvous("env://")))
     # a launcher that restarts its processes keeps the store
-    return dist.PrefixStore(f"rgft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return PrefixStore(f"rgft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)

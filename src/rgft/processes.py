@@ -57,7 +57,7 @@ class Processes:
         return [int(count) for count in joined]
 
     def joined(self, rows: Tensor) -> Tensor:
-        """Columns of all processes, by rank, `[K, n]` each; n may differ. `[K, sum n]`, on device."""
+        """Columns of all processes, `[K, n]` each, side by side by rank; n may differ."""
         count = torch.tensor([rows.shape[1]])
         counts = [torch.empty_like(count) for _ in range(self.size)]
         dist.all_gather(counts, count, group=self._host)

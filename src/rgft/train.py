@@ -70,9 +70,8 @@ def run(
     """
     launch = join()
     spec = launch.together(partial(_known, spec))
-    record = launch.together(
-        lambda: begin(spec, output_dir, resume=resume, overwrite=overwrite)
-    )
+    launch.refuse_different("command", command(spec))
+    record = launch.together(lambda: begin(spec, output_dir, resume=resume, overwrite=overwrite))
     if record["status"] == "finished":
         launch.alone(lambda: finish(output_dir))
         return record
@@ -115,9 +114,7 @@ def _known(spec: RunSpec) -> RunSpec:
     return spec
 
 
-def _prepared(
-    spec: RunSpec, output_dir: Path, record: dict[str, Any], launch: Launch
-) -> Prepared:
+def _prepared(spec: RunSpec, output_dir: Path, record: dict[str, Any], launch: Launch) -> Prepared:
     """Model and data, in every process."""
     if launch.size > 1:
         launch.alone(lambda: str(load_data(spec).name))  # what has to be fetched is, once
@@ -131,7 +128,9 @@ def _prepared(
             )
         return prepared
 
-    return launch.together(work)
+    prepared = launch.together(work)
+    launch.refuse_different("data", prepared.task.fingerprint())
+    return prepared
 
 
 def _note_start(output_dir: Path, record: dict[str, Any], step: int, launch: Launch) -> None:
@@ -221,7 +220,7 @@ def _stages(spec: RunSpec) -> int:
     return max(1, round(spec.evaluations * spec.epochs * share))
 
 
-def _execute(
+def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
     spec: RunSpec,
     prepared: Prepared,
     output_dir: Path,
