@@ -12,6 +12,7 @@ from transformers import (
     GPT2Config,
     GPT2ForSequenceClassification,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaForSequenceClassification,
     TrainingArguments,
 )
@@ -22,10 +23,14 @@ from tiny import bert, tokens, values
 ROWS, PARTS = 12, 3
 
 
-def llama() -> Any:
+def llama(kind: Any = LlamaForSequenceClassification) -> Any:
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "vocab_size": 60}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "num_labels": 3}
-    return _seeded(lambda: LlamaForSequenceClassification(LlamaConfig(**shape | heads | PADDED)))
+    return _seeded(lambda: kind(LlamaConfig(**shape | heads | PADDED)))
+
+
+def language_model() -> Any:
+    return llama(LlamaForCausalLM)
 
 
 def gpt2() -> Any:
@@ -48,6 +53,8 @@ def change(folder: Path, model: Any, parts: int, **attributes: Any) -> dict[str,
     for name, value in attributes.items():
         setattr(model, name, value)
     (samples,) = tokens(1, ROWS)
+    if type(model).__name__.endswith("CausalLM"):
+        samples["labels"] = samples["input_ids"]
     rows = [{key: value[i] for key, value in samples.items()} for i in range(ROWS)]
     before = values(model)
     arguments = TrainingArguments(
@@ -76,9 +83,10 @@ def change(folder: Path, model: Any, parts: int, **attributes: Any) -> dict[str,
         (bert, {}, PARTS),  # its loss ignores num_items_in_batch, which it accepts
         (bert, {"accepts_loss_kwargs": False}, 1),
         (gpt2, {}, PARTS),
-        (llama, {}, 1),  # its loss divides by num_items_in_batch
+        (llama, {}, PARTS),
+        (language_model, {}, 1),  # its loss divides by num_items_in_batch
     ],
-    ids=["bert", "bert-told", "gpt2", "llama"],
+    ids=["bert", "bert-told", "gpt2", "llama", "language-model"],
 )
 def test_some_models_sum_what_is_accumulated(
     make: Any, attributes: dict[str, Any], times: int, tmp_path: Path
