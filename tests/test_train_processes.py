@@ -237,6 +237,17 @@ def test_bench_starts_its_own_processes(
     assert "rgft bench was started in 2 processes" in capsys.readouterr().err
 
 
+def test_a_precision_that_only_the_launcher_knows_of_is_refused_in_one_process(
+    given: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert call(monkeypatch, *given, "--output-dir", str(tmp_path / "run")) == 2
+    assert "rgft train has --precision" in capsys.readouterr().err
+
+
 def test_processes_that_no_launcher_started(
     given: list[str],
     tmp_path: Path,

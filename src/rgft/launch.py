@@ -105,8 +105,20 @@ def join() -> Launch:
     Raises:
         InputError: The launcher asks for what a run cannot do.
     """
+    _check_launcher()
     if launched() == 1:
         return Launch()
+    if not dist.is_initialized():
+        backend = None if torch.accelerator.is_available() else "gloo"
+        rank = int(os.environ.get("RANK", "0"))
+        dist.init_process_group(
+            backend, store=PrefixStore("group", _store()), rank=rank, world_size=launched()
+        )
+    return Launch(Processes())
+
+
+def _check_launcher() -> None:
+    """Refuse what a launcher asks for behind the back of the command."""
     for variable, engine in ENGINES.items():
         if os.environ.get(variable, "false").lower() not in ("false", "0", ""):
             raise InputError(
@@ -120,13 +132,6 @@ def join() -> Launch:
                 f"the launcher was given {option} {os.environ[variable]}, which the record of the "
                 "run would not tell; drop it (rgft train has --precision)"
             )
-    if not dist.is_initialized():
-        backend = None if torch.accelerator.is_available() else "gloo"
-        rank = int(os.environ.get("RANK", "0"))
-        dist.init_process_group(
-            backend, store=PrefixStore("group", _store()), rank=rank, world_size=launched()
-        )
-    return Launch(Processes())
 
 
 def leave() -> None:
