@@ -30,10 +30,10 @@ from torch import nn
 
 import rgft
 from rgft import Component, CostModel, records
+from rgft.adapters.pairs import add_lora
 from rgft.atomic import write_text_atomically
 from rgft.costs import Action
 from rgft.execution.prefix_cache import PrefixCache
-from rgft.preparation import add_lora
 
 ALLOWED = 0.03
 DRAWS = 4  # random sets of components, and of parameters, a model

@@ -77,6 +77,25 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
     return 0
 
 
+class CutError(Exception):
+    """A run ends here."""
+
+
+def cut_at_save(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Runs in this process end with `CutError` once they have written so many checkpoints."""
+    from rgft.progress import Progress  # noqa: PLC0415 - slow to import
+
+    saved = []
+
+    def on_save(self: Progress, *args: Any, **kwargs: Any) -> None:
+        del self, args, kwargs
+        saved.append(None)
+        if len(saved) == number:
+            raise CutError
+
+    monkeypatch.setattr(Progress, "on_save", on_save)
+
+
 def record_of(output: Path) -> dict[str, Any]:
     return dict(json.loads((output / "run.json").read_text(encoding="utf-8")))
 

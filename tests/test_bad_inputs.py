@@ -128,7 +128,10 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "precision": (["--precision", "fp8"], "precision is 'fp8'; allowed: one of"),
     "budget is automatic": (["--budget", "automatic"], "or 2h, or auto"),
     "budget is nothing": (["--budget", "0min"], "budget is '0min'; allowed: a share"),
-    "purchase without prices": (["--set", "policy=purchase"], "needs to know what steps cost"),
+    "rate at the end of no budget": (
+        ["--set", "policy=purchase", "--set", "rate_end=0.5"],
+        "rate_end is what rate becomes by the end of a budget, and there is none",
+    ),
     "rate": (["--set", "policy=purchase", "--set", "rate=0"], "rate is 0"),
     "rate at the end": (
         ["--set", "policy=purchase", "--set", "rate_end=2"],

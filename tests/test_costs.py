@@ -284,7 +284,7 @@ def test_guiding_without_freezing_costs_what_full_fine_tuning_is_counted_to() ->
 
 
 def test_lora_is_measured_against_the_model_without_it() -> None:
-    from rgft.preparation import add_lora  # noqa: PLC0415 - slow to import
+    from rgft.adapters.pairs import add_lora  # noqa: PLC0415 - slow to import
 
     plain = bert().eval()  # as models are loaded
     reference = CostModel(plain)

@@ -629,12 +629,28 @@ def test_gradients_of_probed_components_are_never_applied() -> None:
             assert torch.equal(model[i].weight, before[f"{i}.weight"])
 
 
-def test_a_signal_that_cannot_score_the_frozen_refuses_to_freeze() -> None:
-    model = mlp()
+@pytest.mark.parametrize("make", [mlp, bert])
+def test_where_only_a_step_can_score_a_probe_is_a_step_of_all(make: Any) -> None:
+    """What is frozen moves in these steps alone, and the engagement check takes no offence."""
+    model = make()
+    batches, loss = (mlp_batches(12), squared_error) if make is mlp else (tokens(12), bert_loss)
     optimizer = torch.optim.AdamW(model.parameters(), 0.01)
-    Guide(model, optimizer, Config(policy="top", signal="decrease", every=2))
-    with pytest.raises(InputError, match="'decrease' cannot score frozen components"):
-        list(fit(model, optimizer, mlp_batches(9), squared_error))
+    config = Config(policy="top", signal="improvement", every=3, top=0.3, beta=0.0)
+    guide = Guide(model, optimizer, config)
+    tried = 0
+    for batch in batches:
+        frozen = {s.parameter for c in guide.components if not guide.plan[c.name] for s in c.slices}
+        trying, before = guide.trying, values(model)
+        list(fit(model, optimizer, [batch], loss))
+        moved = {n for n, value in values(model).items() if not torch.equal(value, before[n])}
+        tried += trying
+        assert moved & frozen == (frozen if trying else set())
+        if trying:
+            scores = guide.error_map.to_pandas()
+            latest = scores[scores["step"] == guide.step]
+            assert latest["score"].notna().all()
+    assert tried == 3
+    guide.close()
 
 
 def test_an_optimizer_takes_one_guide_at_a_time() -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rgft import POLICIES, Component, Config, InputError, Situation
+from rgft.components import ParameterSlice
 from rgft.costs import ComponentCosts
 from rgft.policies import find_policy
 from rgft.policies.options import hold, mean_one
@@ -27,10 +28,12 @@ shares = st.floats(0.01, 1.0)
 floors = st.sampled_from([0.0, 0.1, 1.0])
 
 
-def situation(error: list[float], step: int = 0, seed: int = 0, heads: int = 0) -> Situation:
+def situation(
+    error: list[float], step: int = 0, seed: int = 0, heads: int = 0, kind: str = "layer"
+) -> Situation:
     """Components by depth; the last `heads` of them always train."""
     size = len(error)
-    kinds = ["layer"] * (size - heads) + ["head"] * heads
+    kinds = [kind] * (size - heads) + ["head"] * heads
     return Situation(
         error=torch.tensor(error, dtype=torch.float64),
         components=tuple(Component(f"c{k}", kinds[k], k // 2, (), 1) for k in range(size)),
@@ -39,6 +42,7 @@ def situation(error: list[float], step: int = 0, seed: int = 0, heads: int = 0) 
         step=step,
         total_steps=100,
         generator=torch.Generator().manual_seed(seed),
+        trained=torch.ones(size, dtype=torch.bool),
         costs=ComponentCosts(size, 0.3, {1 << k: 0.7 / size for k in range(size)}),
         progress=0.0,
     )
@@ -53,6 +57,25 @@ def decide(policy: str, where: Situation, **given_settings: Any) -> list[float]:
 
 def close(found: list[float], wanted: list[float]) -> None:
     assert found == pytest.approx(wanted, rel=1e-12, abs=1e-12)
+
+
+def of_parameters(*names: str, heads: int = 1) -> Situation:
+    """One component a parameter, of which the last `heads` always train."""
+    where = situation([0.0] * len(names), heads=heads)
+    parts = zip(where.components, names, strict=True)
+    named = (replace(c, slices=(ParameterSlice(name),)) for c, name in parts)
+    return replace(where, components=tuple(named))
+
+
+def test_biases_and_the_head_alone_train() -> None:
+    where = of_parameters("norm.bias", "norm.weight", "query.bias", "bias.weight", "head.weight")
+    assert decide("biases", where) == [1, 0, 1, 0, 1]
+
+
+def test_a_model_without_biases_is_refused() -> None:
+    where = of_parameters("query.weight", "head.bias")
+    with pytest.raises(InputError, match="no component that holds biases alone"):
+        decide("biases", where)
 
 
 @exact
@@ -178,15 +201,19 @@ def test_head_only_and_uniform() -> None:
     assert decide("uniform", where) == [1, 1, 1, 1]
 
 
+KINDS = {"drop-backward": "feed_forward"}
+
+
 @pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("error", [[0.0] * 5, [1.0] * 5, [5.0, 4.0, 3.0, 2.0, 1.0], [7.0]])
 def test_every_policy_is_pure_and_gives_allowed_multipliers(
     policy: str, error: list[float]
 ) -> None:
-    where = situation(error, heads=1)
+    kind = KINDS.get(policy, "layer")
+    where = situation(error, heads=1, kind=kind)
     before = where.error.clone()
     first = decide(policy, where)
-    assert first == decide(policy, situation(error, heads=1))
+    assert first == decide(policy, situation(error, heads=1, kind=kind))
     assert torch.equal(where.error, before)
     assert all(0 <= scale < math.inf for scale in first)
     assert any(first)
@@ -218,8 +245,8 @@ def test_hold(data: st.DataObject, size: int, min_stay: int) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(InputError, match="unknown policy 'best'; allowed: normalized-max"):
-        find_policy(Config(policy="best"))
+    with pytest.raises(InputError, match="unknown policy 'nonsense'; allowed: normalized-max"):
+        find_policy(Config(policy="nonsense"))
     with pytest.raises(InputError, match="total_steps"):
         find_policy(Config(policy="gradual-unfreezing"))
 

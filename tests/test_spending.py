@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from flops import counted_flops
 from rgft import Config, CostModel, FlopMeter, Guide, InputError
-from rgft.costs import Action
+from rgft.costs import Action, LatestCosts
 from rgft.integrations.transformers import RGFTCallback
 from rgft.spending import Budget, Spending, parse_budget
 from tiny import bert, bert_loss, tokens
@@ -129,7 +129,7 @@ def test_purchases_keep_to_their_rate() -> None:
         bert_loss(model, batch).backward()
         optimizer.step()
         spending.step()
-    costs = spending.costs(guide.components)
+    costs = LatestCosts(spending.meter).of(guide.components)
     assert costs is not None
     trained = [i for i, on in enumerate(guide.plan.trained) if on]
     assert 0.34 < costs.cost(trained) <= 0.55
@@ -152,7 +152,7 @@ def test_purchases_widen_or_narrow_over_the_run(rate: float, rate_end: float) ->
         allowed = rate + spending.progress * (rate_end - rate)
         optimizer.step()
         spending.step()
-        costs = spending.costs(guide.components)
+        costs = LatestCosts(spending.meter).of(guide.components)
         assert costs is not None
         if guide.plan is not plan:
             prices.append(costs.cost([i for i, on in enumerate(guide.plan.trained) if on]))

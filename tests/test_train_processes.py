@@ -178,6 +178,11 @@ REFUSED = {
         {},
         "works in one process",
     ),
+    "ranks": (["--method", "adalora"], (), {}, "chooses ranks by what one process sees"),
+    "hard": (
+        *(["--method", "selective-backprop", "--budget", "0.5"], (), {}),
+        "chooses samples of a batch by what one process sees",
+    ),
     "unknown": (["--method", "no-such"], (), {}, "no-such"),
     "option": (["--no-such"], (), {}, "No such option"),
     "last": ([], ["--label-column", "no-such"], {}, "has another command than process 0"),

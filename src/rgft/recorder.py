@@ -106,8 +106,8 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         del args, state, control, kwargs
         guide = self._guidance.guide
         assert guide is not None
-        trained = guide.plan.trained
-        updated = sum(p.weight.numel() for p in guide.binding.pieces if trained[p.component])
+        on = [trained or guide.trying for trained in guide.plan.trained]
+        updated = sum(p.weight.numel() for p in guide.binding.pieces if on[p.component])
         total, least, most = self.totals["updated"]
         least = min(least, updated) if self.totals["steps"] else updated
         self.totals["updated"] = [total + updated, least, max(most, updated)]

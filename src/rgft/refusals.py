@@ -14,7 +14,14 @@ LAG_REFUSAL = "lag=False cannot freeze (backward has already run); use lag=True"
 
 
 def check_together(  # noqa: PLR0913 - all that is looked at
-    config: Config, policy: Policy, signal: Signal, *, probed: bool, counted: bool, sharded: bool
+    config: Config,
+    policy: Policy,
+    signal: Signal,
+    *,
+    probed: bool,
+    counted: bool,
+    budgeted: bool,
+    sharded: bool,
 ) -> None:
     """Refuse what lacks something that it needs.
 
@@ -23,7 +30,8 @@ def check_together(  # noqa: PLR0913 - all that is looked at
         policy: The one that they name.
         signal: The one that they name.
         probed: Whether there is a probe.
-        counted: Whether spending is counted.
+        counted: Whether FLOPs are counted.
+        budgeted: Whether there is a budget that they are counted against.
         sharded: Whether processes hold parts of the parameters.
 
     Raises:
@@ -47,6 +55,11 @@ def check_together(  # noqa: PLR0913 - all that is looked at
     if policy.uses_costs and not counted:
         raise InputError(
             f"the policy {config.policy!r} needs to know what steps cost: give "
+            "Guide(..., meter=FlopMeter(model)), or spending=..."
+        )
+    if config.rate_end is not None and not budgeted:
+        raise InputError(
+            "rate_end is what rate becomes by the end of a budget, and there is none: give "
             "Guide(..., spending=...), or --budget to rgft train"
         )
     if (policy.freezes or config.frozen_below) and not config.lag:

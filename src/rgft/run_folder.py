@@ -6,7 +6,7 @@ import fnmatch
 import os
 import shlex
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from rgft.spec import RunSpec, arguments
 ERROR_MAP_FILE = "error_map.parquet"
 LEDGER_FILE = "residuals.parquet"
 REPORT_FILES = ("error_map.png", "report.html")  # in the order of writing
-ADAPTER = "adapter"
+ADAPTER, BASE = "adapter", "base"  # what was added to a model; the model, where it is apart
 MODEL_FILES = (  # of whatever model and tokenizer; some by patterns
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
     *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),
@@ -32,7 +32,7 @@ MODEL_FILES = (  # of whatever model and tokenizer; some by patterns
     *("vocab.json", "merges.txt", "spiece.model", "spm.model", "tokenizer.model"),
     "sentencepiece.bpe.model",
 )
-RESULTS = (ADAPTER, ERROR_MAP_FILE, LEDGER_FILE, *REPORT_FILES, *MODEL_FILES)
+RESULTS = (ADAPTER, BASE, ERROR_MAP_FILE, LEDGER_FILE, *REPORT_FILES, *MODEL_FILES)
 OURS = (FOLDER, records.RUN_FILE, *RESULTS)
 STAGING = f"{PREFIX}saving{SUFFIX}"
 
@@ -136,14 +136,23 @@ def sweep(output_dir: Path) -> None:
         _remove(unfinished)
 
 
-def save(output_dir: Path, model: Any, tokenizer: Any, *, lora: bool) -> None:
-    """The model (LoRA pairs merged in) and its tokenizer, each file whole."""
+def save(
+    output_dir: Path, model: Any, tokenizer: Any, write: Callable[[Any, Path], None] | None = None
+) -> None:
+    """The model and its tokenizer, each file whole.
+
+    Args:
+        output_dir: Folder of the run.
+        model: As it was trained.
+        tokenizer: Its tokenizer.
+        write: Writes the model to a folder, where `save_pretrained` is not the way.
+    """
     staging = output_dir / STAGING
     shutil.rmtree(staging, ignore_errors=True)
-    if lora:
-        model.save_pretrained(staging / ADAPTER)
-        model = model.merge_and_unload()
-    model.save_pretrained(staging)
+    if write is None:
+        model.save_pretrained(staging)
+    else:
+        write(model, staging)
     tokenizer.save_pretrained(staging)
     for path in sorted(p for p in staging.rglob("*") if p.is_file()):
         target = output_dir / path.relative_to(staging)

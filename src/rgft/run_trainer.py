@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from rgft import metrics
 from rgft.batch_share import Share, share
 from rgft.batches import SAMPLE_IDS
 from rgft.checkpoints import VISITS
+from rgft.loss_percentiles import LossPercentiles
 from rgft.processes import Processes
 from rgft.recorder import RunRecorder, diverged
 from rgft.residuals import Ledger
@@ -35,11 +36,13 @@ class Sampling:
         ledger: How wrong the model was on each.
         visits: Draws them, for as many steps as there are; None for the Trainer's epochs.
         balance: What a sample of each class counts, `[C]`; None for all alike.
+        percentiles: Chooses which samples of a batch get a backward pass; None for all.
     """
 
     ledger: Ledger
     visits: VisitSampler | None
     balance: Tensor | None
+    percentiles: LossPercentiles | None = None
 
     def weighted(
         self, ids: Tensor, labels: Tensor, losses: Tensor, whole: int | None = None
@@ -70,6 +73,8 @@ class Sampling:
         state = {"ledger": self.ledger.state_dict()}
         if self.visits is not None:
             state["visits"] = self.visits.state_dict()
+        if self.percentiles is not None:
+            state["percentiles"] = self.percentiles.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -77,6 +82,18 @@ class Sampling:
         self.ledger.load_state_dict(state["ledger"])
         if self.visits is not None:
             self.visits.load_state_dict(state["visits"])
+        if self.percentiles is not None:
+            self.percentiles.load_state_dict(state["percentiles"])
+
+
+class Resumable(Protocol):
+    """What has a state beside that of the Trainer."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state_dict` was taken."""
 
 
 class RunTrainer(Trainer):  # type: ignore[misc]
@@ -90,10 +107,11 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         sampling: How it goes through the training samples.
         identified: Whether the model is given the ids of the samples, for a prefix cache.
         processes: Those that a batch is shared out to; each is handed all of it.
+        allocation: Prunes ranks, if the model is one of AdaLoRA, whose loss has a term of its own.
         settings: The Trainer's own.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a run consists of
         self,
         recorder: RunRecorder,
         kind: Kind,
@@ -101,6 +119,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         *,
         identified: bool,
         processes: Processes | None = None,
+        allocation: Resumable | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings, compute_metrics=self._metrics)
@@ -112,6 +131,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
             sampling.ledger.share(processes)
             self.model_accepts_loss_kwargs = False  # a model's loss is the mean over its rows
             torch.manual_seed(self.args.seed + processes.rank)  # dropout is each one's own
+        self._allocation = allocation
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the given visits, else the Trainer's own."""
@@ -153,10 +173,31 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         """The model's own loss, or one that is weighted by how often its samples are visited."""
         ids = inputs.get(SAMPLE_IDS)
         given = {k: v for k, v in inputs.items() if self._identified or k != SAMPLE_IDS}
+        if ids is not None and self._sampling.percentiles is not None:
+            loss, outputs = self._loss_of_hard(model, given, ids, self._sampling.percentiles)
+            return (loss, outputs) if return_outputs else loss
         loss, outputs = super().compute_loss(model, given, return_outputs=True, **settings)
         if ids is not None:
             loss = self._noted(ids, loss, outputs.logits, inputs["labels"])
+        elif self._allocation is not None:
+            loss = sample_losses(outputs.logits, inputs["labels"], self._kind).mean()
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_of_hard(
+        self, model: Any, given: dict[str, Any], ids: Tensor, percentiles: LossPercentiles
+    ) -> tuple[Tensor, Any]:
+        """The mean loss of the hard samples of a batch, which a first forward pass tells."""
+        meter, labels = self._recorder.meter, given["labels"]
+        with torch.no_grad(), meter.previewing():
+            logits = model(**given).logits
+        losses = sample_losses(logits, labels, self._kind)
+        self._sampling.ledger.update(ids, losses, sample_correct(logits, labels, self._kind))
+        rows = percentiles.choose(losses).to(labels.device)
+        with meter.probing():
+            outputs = model(**{name: value[rows] for name, value in given.items()})
+        losses = sample_losses(outputs.logits, labels[rows], self._kind)
+        weighted = self._sampling.weighted(ids[rows], labels[rows], losses)
+        return losses.mean() if weighted is None else weighted, outputs
 
     def _noted(self, ids: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Take the losses of training samples into the ledger."""
@@ -166,7 +207,9 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         if part is None:
             weighted = self._sampling.weighted(ids, labels, losses)
             self._sampling.ledger.update(ids, losses, correct)
-            return loss if weighted is None else weighted
+            if weighted is None:
+                return loss
+            return weighted if self._allocation is None else weighted + (loss - losses.mean())
         weighted = self._sampling.weighted(ids, labels, losses, part.whole)
         here = slice(0, part.stop - part.start)
         right = None if correct is None else correct[here]
@@ -179,7 +222,15 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         """The model, and beside a checkpoint's the ledger and the place among the visits."""
         super().save_model(output_dir, _internal_call)
         if _internal_call and output_dir is not None and self.args.should_save:
-            torch.save(self._sampling.state_dict(), Path(output_dir) / VISITS)
+            state = self._sampling.state_dict()
+            if self._allocation is not None:
+                state["allocation"] = self._allocation.state_dict()
+            torch.save(state, Path(output_dir) / VISITS)
+
+    def _load_from_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """The weights of a checkpoint, but for AdaLoRA's, which its allocation has."""
+        if self._allocation is None:
+            super()._load_from_checkpoint(*args, **kwargs)
 
     def _save_rng_state(self, output_dir: str) -> None:
         """Each process writes its own; a checkpoint with a state has those of all."""
@@ -202,6 +253,8 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         """Take over what `save_model` wrote beside a checkpoint."""
         state = torch.load(checkpoint / VISITS, weights_only=True)
         self._sampling.load_state_dict(state)
+        if self._allocation is not None:
+            self._allocation.load_state_dict(state["allocation"])
 
     def _metrics(self, prediction: Any) -> dict[str, float]:
         if not np.isfinite(prediction.predictions).all():

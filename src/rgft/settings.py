@@ -7,33 +7,40 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
+from rgft.adapters import ADAPTERS
 from rgft.config import Config
 from rgft.errors import InputError, unknown
 from rgft.methods import Method
 from rgft.spec import RunSpec
 
 FROM_ELSEWHERE = ("granularity", "total_steps", "seed")  # options of their own, or filled in
-LORA_RANK = 8
 OPTIONAL = ("rate_end",)  # numbers that may be left out
+SIZES = tuple(dict.fromkeys(a.setting for a in ADAPTERS.values() if a.setting))
 DEFAULTS = {f.name: f.default for f in fields(Config) if f.name not in FROM_ELSEWHERE}
 
 
-def method_config(spec: RunSpec, method: Method) -> tuple[Config, int]:
-    """The method's settings with the user's; the rank of LoRA pairs.
+def method_config(spec: RunSpec, method: Method) -> tuple[Config, int | None]:
+    """The method's settings with the user's; the size of what it adds to the model, if it does.
 
     Raises:
         InputError: A setting is unknown, of the wrong type, out of range, or has no effect.
     """
     settings = dict(spec.settings)
-    rank = settings.pop("lora_rank", None)
-    if rank is not None and not method.lora:
-        raise InputError(f"lora_rank has no effect on the method '{spec.method}'; drop it")
-    if rank is not None and (type(rank) is not int or rank < 1):
-        raise InputError(f"lora_rank is {rank!r}; allowed: a whole number >= 1")
+    adapter = None if method.adapter is None else ADAPTERS[method.adapter]
+    size = None if adapter is None else adapter.size
+    for name in SIZES:
+        given = settings.pop(name, None)
+        if given is None:
+            continue
+        if adapter is None or name != adapter.setting:
+            raise InputError(f"{name} has no effect on the method '{spec.method}'; drop it")
+        if type(given) is not int or given < 1:
+            raise InputError(f"{name} is {given!r}; allowed: a whole number >= 1")
+        size = given
     changed = typed(settings)
     if spec.granularity is not None:
         changed["granularity"] = spec.granularity
-    return replace(method.config, seed=spec.seed, **changed), rank or LORA_RANK
+    return replace(method.config, seed=spec.seed, **changed), size
 
 
 def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -47,7 +54,7 @@ def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in settings:
         if name not in DEFAULTS:
-            raise unknown("setting", name, [*DEFAULTS, "lora_rank"])
+            raise unknown("setting", name, [*DEFAULTS, *SIZES])
     return {name: _typed(name, value) for name, value in settings.items()}
 
 

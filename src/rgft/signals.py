@@ -171,6 +171,14 @@ def decrease(s: Statistics) -> Tensor:
     return s.dot(s.grads, s.updates).abs()
 
 
+def improvement(s: Statistics) -> Tensor:
+    r"""First-order loss decrease of this step, :math:`\max(0, -g_k \cdot \Delta\theta_k)`.
+
+    The importance of GreenTrainer (Huang et al. 2024); what makes the loss worse counts as nothing.
+    """
+    return (-s.dot(s.grads, s.updates)).clamp_min(0)
+
+
 def fisher(s: Statistics) -> Tensor:
     r"""Trace of the empirical Fisher, :math:`\frac1N \sum_n \|\nabla_{\theta_k} \ell_n\|_2^2`.
 
@@ -208,6 +216,7 @@ SIGNALS: dict[str, Signal] = {
     "relative": Signal(relative),
     "taylor": Signal(taylor),
     "decrease": Signal(decrease, source="update"),
+    "improvement": Signal(improvement, source="update"),
     "fisher": Signal(fisher, source="samples"),
     "signal-to-noise": Signal(signal_to_noise, source="samples"),
     "constant": Signal(constant),

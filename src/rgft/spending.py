@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from rgft.components import Component
-from rgft.costs import ComponentCosts, FlopMeter, component_costs
-from rgft.costs.conditions import Gates
-from rgft.costs.graph import Graph
+from rgft.costs import FlopMeter
 from rgft.errors import InputError
 from rgft.processes import Processes
 from rgft.stages import STAGES, Stage, Yardstick, best_stage, worth_going_on
@@ -127,7 +124,6 @@ class Spending:
         self._processes: Processes | None = None
         self._shared = (0, 0, 0)  # spent, full and batches of all processes
         self._elapsed = 0.0  # on the clock of the first of them
-        self._costs: tuple[Graph, Gates | None, ComponentCosts] | None = None
 
     @property
     def full(self) -> float:
@@ -266,23 +262,6 @@ class Spending:
     def _passed(self, stage: int) -> bool:
         """Whether spending is nearer to the end of a stage than another step would bring it."""
         return self.spent + self._last / 2 >= self._ends[stage] * self.limit
-
-    def costs(
-        self, components: Sequence[Component], gates: Gates | None = None
-    ) -> ComponentCosts | None:
-        """Costs of a step like the last by component, relative to a full one; None before it.
-
-        Args:
-            components: All that can be trained.
-            gates: Where branches are bypassed; see `component_costs`.
-        """
-        graph = self.meter.graph
-        if graph is None:
-            return None
-        if self._costs is None or self._costs[0] is not graph or self._costs[1] != gates:
-            costs = component_costs([graph], components, gates=gates).relative()
-            self._costs = graph, gates, costs
-        return self._costs[2]
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -14,6 +14,8 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from rgft import records
+from rgft.adapters import ADAPTERS
+from rgft.adapters.allocation import RankAllocation
 from rgft.batches import Collator, numbered
 from rgft.best_stage import BestStage
 from rgft.checkpoints import CACHE, FOLDER, newest_checkpoint, step_of
@@ -244,6 +246,7 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
     pace = [] if spending is None else [Pace(spending, _stages(spec))]
     best = [BestStage(spending)] if spending and prepared.auto else []
     shown = [progress] if launch.first else []
+    allocation = _allocation(prepared)
     set_seed(spec.seed)
     trainer = RunTrainer(
         recorder,
@@ -251,12 +254,16 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
         prepared.sampling,
         identified=prepared.prefix_cache is not None,
         processes=processes,
+        allocation=allocation,
         model=prepared.model,
         args=_arguments(spec, prepared, output_dir),
         train_dataset=numbered(prepared.examples["train"]),
         eval_dataset=prepared.examples["validation"],
         data_collator=Collator(prepared.tokenizer),
-        callbacks=[guidance, recorder, *pace, *best, *shown, interruption],
+        callbacks=[
+            *(guidance, recorder, *pace, *best, *shown, interruption),
+            *([] if allocation is None else [allocation]),
+        ],
     )
     trainer.remove_callback(PrinterCallback)
     if checkpoint is not None:
@@ -271,6 +278,8 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
     found = outcome(trainer, prepared, recorder, guidance, launch)
     prepared.meter.close()
     record |= {"status": "finished", "finished": now(), **found}
+    if allocation is not None:
+        record["ranks"] = allocation.ranks
     if launch.first:
         _leave_behind(trainer, prepared, output_dir, record, guidance)
     return record
@@ -285,10 +294,20 @@ def _leave_behind(
 ) -> None:
     """Write what a run is for."""
     assert guidance.guide is not None
-    save(output_dir, trainer.model, prepared.tokenizer, lora=prepared.method.lora)
+    adapter = prepared.method.adapter
+    write = None if adapter is None else ADAPTERS[adapter].save
+    save(output_dir, trainer.model, prepared.tokenizer, write)
     save_ledgers(output_dir, guidance.guide.error_map, prepared.sampling.ledger)
     records.write_run(output_dir, record)
     finish(output_dir)
+
+
+def _allocation(prepared: Prepared) -> RankAllocation | None:
+    """What prunes ranks, where the method does."""
+    adapter = prepared.method.adapter
+    if adapter is None or not ADAPTERS[adapter].allocates:
+        return None
+    return RankAllocation(prepared.model, prepared.spending)
 
 
 def _plain(value: Any) -> bool:

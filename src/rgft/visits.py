@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -63,6 +63,8 @@ class VisitSampler(Sampler[int]):
         rule: A name in `rgft.sampling.RULES`, or a function of residuals and skip.
         full_pass: Share of the run at its end, in [0, 1]; every epoch that reaches into it visits
             everything (Qin et al. 2024 take 0.125). 0 for none.
+        over: Tells the share of the run that is over, where its epochs do not: an epoch that begins
+            when no more than `full_pass` is left visits everything.
         unbiased: Weights 1 / p; False for 1, which turns training towards hard samples.
         lengths: Length of each sample, `[N]`. Batches then hold samples of like length, because
             padding is compute.
@@ -93,6 +95,7 @@ class VisitSampler(Sampler[int]):
         skip: float = 0.5,
         rule: str | KeepRule = "below-mean",
         full_pass: float = 0.125,
+        over: Callable[[], float] | None = None,
         unbiased: bool = True,
         lengths: Sequence[int] | Tensor | None = None,
         bucket: int = 50,
@@ -122,6 +125,7 @@ class VisitSampler(Sampler[int]):
         self.unbiased, self.seed, self.rank, self.ranks = unbiased, seed, rank, ranks
         end = epochs * (1 - full_pass)
         self.full_from = math.floor(end + ROUNDING) if full_pass > 0 else math.inf
+        self._full_pass, self._over = full_pass, over
         self._ledger, self._bucket = ledger, bucket
         self._size = len(ledger)
         self._lengths = None if lengths is None else torch.as_tensor(lengths).cpu()
@@ -240,7 +244,7 @@ class VisitSampler(Sampler[int]):
         generator = torch.Generator()
         mixed = np.random.SeedSequence([self.seed, self._epoch]).generate_state(1)
         generator.manual_seed(int(mixed[0]))
-        skip = 0.0 if self._epoch >= self.full_from else self.skip
+        skip = 0.0 if self._visits_all() else self.skip
         p = keep_probability(self._ledger.residual, self._ledger.seen, skip=skip, rule=self.rule)
         order = torch.randperm(len(p), generator=generator)
         offset = torch.rand((), generator=generator, dtype=torch.float64).item()
@@ -252,6 +256,12 @@ class VisitSampler(Sampler[int]):
         times = torch.bincount(visits, minlength=len(p))
         weight = weights(p, self.unbiased) / times.clamp_min(1)
         return Draw(visits, torch.where(times > 0, weight, 0.0), float(p.sum()))
+
+    def _visits_all(self) -> bool:
+        """Whether the epoch belongs to the end of the run, where nothing is skipped."""
+        if self._over is None:
+            return self._epoch >= self.full_from
+        return self._full_pass > 0 and self._over() >= 1 - self._full_pass
 
     def _refuse_different_draws(self) -> None:
         """Each process would train on its share of another draw, and no one would notice."""

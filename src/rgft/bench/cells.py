@@ -66,7 +66,8 @@ def cell(suite: Suite, point: Point, rate: float | None, seed: int) -> Cell:
         InputError: Its options do not go together.
     """
     model, task, arm, budget = point
-    needs = any(arm.options.get(name) for name in NEEDS_BUDGET)
+    skips = find_method(str(arm.options["method"])).skip
+    needs = skips or any(arm.options.get(name) for name in NEEDS_BUDGET)
     given = None if budget == 1 and not needs else str(budget)
     options = {**model.options, **task.options, **arm.options}
     settings = {**task.options.get("settings", {}), **arm.options.get("settings", {})}

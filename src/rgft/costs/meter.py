@@ -65,6 +65,18 @@ class FlopMeter:
             self._probing = False
 
     @contextmanager
+    def previewing(self) -> Iterator[None]:
+        """Forward passes in this block are of batches that full fine-tuning would train on.
+
+        Without gradients, as here, they are spent all the same.
+        """
+        self._charging = True
+        try:
+            yield
+        finally:
+            self._charging = False
+
+    @contextmanager
     def charging(self) -> Iterator[None]:
         """Like `probing`, and forward passes without gradients or in evaluation are spent, too."""
         self._charging = True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,6 +39,7 @@ class Enforcement:
         self.bypass = bypass
         self._parameters = tuple(binding.parameters.values())
         self._scales_of = binding.scales_of
+        self._never: list[bool] = never.tolist()
         self._revivable = frozenset(p.parameter for p in binding.pieces if not never[p.component])
         self._groups, self._slices = VirtualGroups(), SliceUpdates(binding)
         self._relative = RelativeUpdates()
@@ -48,15 +49,28 @@ class Enforcement:
     def adopt(self, plan: Plan) -> None:
         """Make `plan` the plan; a parameter with several slices steps at their largest rate."""
         self.plan = plan
-        self._scale = {p: max(self._scales_of(p, plan.lr_scale)) for p in self._parameters}
-        self._slices.adopt(plan.lr_scale)
+        self._trying = False
+        self._set_scales(plan.lr_scale)
 
-    def apply(self, *, probing: bool) -> None:
+    def _set_scales(self, lr_scale: Sequence[float]) -> None:
+        self._scale = {p: max(self._scales_of(p, lr_scale)) for p in self._parameters}
+        self._slices.adopt(lr_scale)
+
+    def _possible(self) -> Iterator[tuple[bool, float]]:
+        """Of each component, whether it is frozen for now alone, and its multiplier."""
+        for never, scale in zip(self._never, self.plan.lr_scale, strict=True):
+            yield not never and scale == 0, scale
+
+    def apply(self, *, probing: bool, trying: bool = False) -> None:
         """Put the plan in force for the next forward pass.
 
         Args:
             probing: Whether frozen components have a gradient too, to be scored and then dropped.
+            trying: Whether the next step trains them as well, at the scheduled rate.
         """
+        if trying != self._trying:
+            self._trying = trying
+            self._set_scales([1.0 if trying and p else s for p, s in self._possible()])
         probed = self._revivable if probing else frozenset()
         self._wanted = {p: m > 0 or p in probed for p, m in self._scale.items()}
         apply_freezing(self._scale, probed)

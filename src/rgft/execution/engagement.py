@@ -88,6 +88,7 @@ class Engagement:
         self._expected = torch.empty(0)
         self._problems: dict[str, None] = {}
         self._received: set[int] = set()  # pieces with a gradient
+        self._held: Tensor | None = None
         self._stepped = False
         self._looked = False
         self._open = False  # whether a trained module has run in the present forward pass
@@ -104,7 +105,7 @@ class Engagement:
         self._expected = torch.zeros(
             len(self._binding.pieces), dtype=torch.bool, device=self._before.device
         )
-        self._received = set()
+        self._received, self._held = set(), None
         self._stepped = self._looked = False
         self._watch_modules(plan)
 
@@ -168,6 +169,10 @@ class Engagement:
             shown = torch.stack([m.to(self._before.device) for m in moving])
             self._expected[list(grads)] |= shown if valid is None else shown & valid
 
+    def hold(self) -> None:
+        """What changes from now on is not of the plan: it is judged by what it has done so far."""
+        self._held = self.result()
+
     def _fingerprints(self) -> Tensor:
         optimizer = self._optimizer  # loading a state replaces its `state`
         return fingerprints(self._binding, None if optimizer is None else optimizer.state)
@@ -179,6 +184,8 @@ class Engagement:
         """
         if self._plan is None or not self._stepped:
             return torch.empty(0)
+        if self._held is not None:
+            return self._held
         now = self._fingerprints()
         found = torch.cat([now != self._before, self._expected]).long()
         if self.processes is None:

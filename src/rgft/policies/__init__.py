@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rgft.errors import InputError, unknown
 from rgft.policies.controls import (
+    biases,
     bottom_share,
     gradual_unfreezing,
     head_only,
@@ -23,6 +24,8 @@ from rgft.policies.controls import (
     suffix,
     uniform,
 )
+from rgft.policies.prefix import autofreeze
+from rgft.policies.sampled import drop_backward, grass, lisa, misa
 from rgft.policies.scaling import normalized_max, normalized_sum, proportional, rank_based
 from rgft.policies.selection import bought, top_share
 from rgft.policies.situation import Policy, Situation
@@ -65,8 +68,14 @@ POLICIES: dict[str, NamedPolicy] = {
     "inverse": NamedPolicy(inverse, ("alpha",)),
     "uniform": NamedPolicy(uniform, uses_error=False, changes=False),
     "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False, freezes=True),
+    "lisa": NamedPolicy(lisa, ("active",), uses_error=False, freezes=True),
+    "grass": NamedPolicy(grass, ("active", "temperature"), freezes=True),
+    "misa": NamedPolicy(misa, ("top", "temperature"), freezes=True),
+    "autofreeze": NamedPolicy(autofreeze, freezes=True),
+    "drop-backward": NamedPolicy(drop_backward, ("drop",), uses_error=False, freezes=True),
     "suffix": NamedPolicy(suffix, ("top", "floor"), uses_error=False, changes=False, freezes=True),
     "head-only": NamedPolicy(head_only, uses_error=False, changes=False, freezes=True),
+    "biases": NamedPolicy(biases, uses_error=False, changes=False, freezes=True),
     "layerwise-decay": NamedPolicy(layerwise_decay, ("decay",), uses_error=False, changes=False),
     "gradual-unfreezing": NamedPolicy(
         gradual_unfreezing, ("unfrozen_by",), uses_error=False, freezes=True

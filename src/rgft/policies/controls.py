@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rgft.errors import InputError
 from rgft.policies.scaling import share_of_max
 from rgft.policies.selection import by_error, keep
 from rgft.policies.situation import Situation
@@ -43,6 +44,23 @@ def suffix(situation: Situation, top: float, floor: float) -> Tensor:
 def head_only(situation: Situation) -> Tensor:
     """Linear probing: only the components that always train."""
     return situation.always.double()
+
+
+def biases(situation: Situation) -> Tensor:
+    """BitFit: the bias terms, and what always trains (Ben Zaken et al. 2022).
+
+    Raises:
+        InputError: None but new heads consists of biases alone.
+    """
+    alone = [all(s.parameter.endswith("bias") for s in c.slices) for c in situation.components]
+    chosen = torch.tensor(alone)
+    competing = ~situation.always
+    if bool(competing.any()) and not bool(chosen[competing].any()):
+        raise InputError(
+            "the policy 'biases' finds no component that holds biases alone; take the granularity "
+            "'parameter', or another policy where the model has no biases, as many decoders"
+        )
+    return (chosen | situation.always).double()
 
 
 def layerwise_decay(situation: Situation, decay: float) -> Tensor:

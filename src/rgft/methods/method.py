@@ -1,0 +1,80 @@
+"""What a method is: a few settings on top of the same machinery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rgft.config import Config
+
+ADAM_BETA2 = 0.999
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Where to start from.
+
+    Attributes:
+        lr: Learning rate.
+        batch_size: Samples per step.
+        adam_beta2: Smoothing of squared gradients. In a short run the usual 0.999 remembers steps
+            that are no longer like the present ones.
+        dropout: Whether the model's dropout acts. A short run learns faster without.
+    """
+
+    lr: float
+    batch_size: int
+    adam_beta2: float = ADAM_BETA2
+    dropout: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Surveyed:
+    """Recipes by what a survey finds (see `rgft.survey`).
+
+    Attributes:
+        shallow: The labels are known, and the last layer alone trains.
+        wide: The labels are known, and every layer trains, since the budget pays for it.
+        deep: The labels are known nowhere.
+    """
+
+    shallow: Recipe
+    wide: Recipe
+    deep: Recipe
+
+    def known(self, frozen: float) -> Recipe:
+        """The recipe where the labels are known and this share of the layers stays frozen.
+
+        The learning rate is between those of `wide` and `shallow`, in proportion of logarithms.
+
+        >>> recipes = Surveyed(Recipe(4e-4, 16), Recipe(1e-4, 16), Recipe(7e-5, 8))
+        >>> round(recipes.known(0.5).lr, 6)
+        0.0002
+        """
+        rate = self.wide.lr ** (1 - frozen) * self.shallow.lr**frozen
+        nearer = self.shallow if frozen >= 0.5 else self.wide
+        return replace(nearer, lr=rate)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """A way to fine-tune.
+
+    Attributes:
+        summary: One line.
+        config: Settings of the guide.
+        lr: Learning rate to start a sweep from.
+        adapter: What is added to the model and trained in place of its own weights; a name in
+            `rgft.adapters.ADAPTERS`.
+        skip: Share of the well predicted samples that an epoch leaves out; needs a budget.
+        hardness: Exponent of the percentile by which samples are chosen for a backward pass; None
+            for all.
+        surveyed: Where a run with a budget first surveys the model: its recipes after that.
+    """
+
+    summary: str
+    config: Config
+    lr: float = 1e-4
+    adapter: str | None = None
+    skip: float = 0.0
+    hardness: float | None = None
+    surveyed: Surveyed | None = None
