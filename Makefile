@@ -4,7 +4,7 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 OUTPUT ?= runs/reviews
 
-.PHONY: setup train test lint docs clean
+.PHONY: setup train test test-8bit lint docs clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,11 @@ train: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
+
+# kept apart: importing torchao prints remarks of its own, and the two take 150 MB
+test-8bit: $(STAMP)
+	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt --no-deps --upgrade --target $(VENV)/eight-bit bitsandbytes torchao
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/eight-bit $(VENV)/bin/python -m pytest tests/test_optimizers.py -k "8bit or override"
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

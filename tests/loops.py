@@ -10,6 +10,7 @@ from typing import Any
 import lightning
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -91,6 +92,7 @@ def plain(
     resume: bool = False,
     budget: float | None = None,
     accumulation: int = 1,
+    bf16: bool = False,
     make: Callable[[], nn.Module] = bert,
 ) -> Outcome:
     """A loop of one's own."""
@@ -110,7 +112,9 @@ def plain(
     batches = list(loader(rows(accumulation)))
     for step in range(guide.step, STEPS):
         for batch in batches[step * accumulation : (step + 1) * accumulation]:
-            (model(**batch).loss / accumulation).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = model(**batch).loss
+            (loss / accumulation).backward()
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
         optimizer.step()
         if spending is not None:
@@ -134,10 +138,16 @@ def accelerate(
     stop: int | None = None,
     resume: bool = False,
     accumulation: int = 1,
+    bf16: bool = False,
     make: Callable[[], nn.Module] = bert,
 ) -> Outcome:
     """A loop of Accelerate's."""
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulation)
+    AcceleratorState._reset_state()  # the precision of the one before would be kept
+    accelerator = Accelerator(
+        cpu=True,
+        mixed_precision="bf16" if bf16 else "no",
+        gradient_accumulation_steps=accumulation,
+    )
     model = make()
     optimizer = optimizer_of(model)
     scheduler = LambdaLR(optimizer, linear)
@@ -264,6 +274,7 @@ def lightning_loop(
     budget: float | None = None,
     accumulation: int = 1,
     guided: bool = True,
+    bf16: bool = False,
     make: Callable[[], nn.Module] = bert,
 ) -> Outcome:
     """Lightning's Trainer."""
@@ -276,6 +287,7 @@ def lightning_loop(
         max_epochs=None,
         accumulate_grad_batches=accumulation,
         gradient_clip_val=CLIP,
+        precision="bf16-mixed" if bf16 else "32-true",
         callbacks=[keep, *([callback] if guided else [])],
         logger=False,
         enable_progress_bar=False,

@@ -138,7 +138,7 @@ def test_a_run_cut_off_after_its_last_step_makes_no_other(
     given = replace(spec, method="full", epochs=3, lr=3e-3, budget=budget)
     record = run(given, whole)
     with monkeypatch.context() as patch:
-        patch.setattr("rgft.train._outcome", _cut_off)
+        patch.setattr("rgft.train.outcome", _cut_off)
         with pytest.raises(KeyboardInterrupt):
             run(given, cut)
     run(given, cut, resume=True)
@@ -151,7 +151,7 @@ def test_a_best_model_that_is_gone(
 ) -> None:
     given = replace(spec, method="full", epochs=3)
     with monkeypatch.context() as patch:
-        patch.setattr("rgft.train._outcome", _cut_off)
+        patch.setattr("rgft.train.outcome", _cut_off)
         Script(patch, 0.5, 0.9, 0.7)
         with pytest.raises(KeyboardInterrupt):
             run(given, tmp_path)

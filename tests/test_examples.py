@@ -12,6 +12,7 @@ import pytest
 
 import tiny_chat
 from bench_runs import whole
+from launches import LAUNCHERS
 from rgft.bench.journal import read_records
 from rgft.error_map import ErrorMap
 
@@ -71,17 +72,6 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
     if name == "plain_loop.py":
         error_map = ErrorMap.from_parquet(tmp_path / "error_map.parquet")
         assert error_map.history.steps.tolist() == list(range(1, 13))
-
-
-LAUNCHERS = {
-    "torchrun": ["torch.distributed.run", "--nproc-per-node", "2"],
-    # on CPUs without MPI its own `--cpu` starts one process
-    "accelerate": [
-        *("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"),
-        *("--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"),
-        *("--main_process_port", "0"),
-    ],
-}
 
 
 @pytest.mark.parametrize(

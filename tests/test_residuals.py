@@ -15,14 +15,17 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rgft
 from rgft import residuals
 from rgft.errors import InputError
+from rgft.processes import Processes
 from rgft.residuals import Ledger, rounds
 from rgft.sample_kinds import KINDS, sample_kinds
+from workers import launch
 
 exact = settings(derandomize=True, deadline=None, max_examples=80)
 SIZE = 5
@@ -320,3 +323,31 @@ def test_without_the_libraries_it_says_what_to_install(
     with pytest.raises(InputError, match="pip install"):
         filled().write(tmp_path / "residuals.parquet")
     assert not list(tmp_path.iterdir())
+
+
+def shared() -> dict[str, Any]:
+    """Three updates, of a different number of samples on each process."""
+    rank = dist.get_rank()
+    ledger = Ledger(5, every=2)
+    ledger.share(Processes())
+    for ids, losses, right in SHARED:
+        here = slice(rank * 2, 2 if rank == 0 else None)
+        ledger.update(ids[here], losses[here], right[here])
+    return ledger.state_dict()
+
+
+SEEN = (([0, 1, 2], [0.5, 2.0, 3.0]), ([3, 2], [1.5, 0.1]), ([4, 0, 1, 1], [1.0] * 4))
+SHARED = [
+    (torch.tensor(ids), torch.tensor(losses), torch.tensor(losses) < 1) for ids, losses in SEEN
+]
+
+
+def test_shared_ledgers_take_in_what_all_processes_have_seen(tmp_path: Path) -> None:
+    whole = Ledger(5)
+    for visit in SHARED:
+        whole.update(*visit)
+    wanted = whole.state_dict()
+    for found in launch(2, shared, tmp_path / "two"):
+        for name, values in wanted.items():
+            if isinstance(values, torch.Tensor):
+                torch.testing.assert_close(found[name], values, rtol=0, atol=0, equal_nan=True)

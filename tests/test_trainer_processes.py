@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from transformers import Trainer, TrainingArguments
 
-import tiny_run
 from rgft import Config
 from rgft.errors import InputError
 from rgft.execution.stored_samples import Storage
 from rgft.integrations.transformers import RGFTCallback
-from runs import call
 from tiny import bert, tokens
 from workers import launch
 
@@ -86,15 +83,3 @@ def test_what_the_trainer_cannot_do_in_two_processes_is_refused(tmp_path: Path) 
     for found in launch(2, refusals, tmp_path / "two", tmp_path):
         assert "prefix_cache works in one process" in found["prefix_cache"]
         assert "ddp_find_unused_parameters=True" in found["checkpointing"]
-
-
-def test_a_run_in_several_processes_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = tiny_run.build_data(tmp_path / "data")
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    output = tmp_path / "run"
-    code = call(monkeypatch, "train", "--data", str(data), "--output-dir", str(output))
-    assert code == 2
-    assert "started in 2 processes" in capsys.readouterr().err
-    assert not output.exists()

@@ -23,7 +23,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from rgft import Config
+from rgft import Config, InputError
 from rgft.integrations.transformers import RGFTCallback
 from tiny import bert, same_state, values
 
@@ -180,3 +180,21 @@ def test_a_budget_ends_it(name: str, tmp_path: Path) -> None:
     assert callback.spending is not None
     assert trainer.state.global_step < STEPS
     assert callback.spending.spent == pytest.approx(callback.spending.limit, rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbered"),
+    [("sft", False), ("sft", True), ("dpo", False), ("dpo", True), ("sentences", False)],
+)
+def test_a_residual_ledger_is_refused(name: str, numbered: bool, tmp_path: Path) -> None:
+    """Also where the data has numbers and keeps them: the collators hand on what they know."""
+    make, _ = TRAINERS[name]
+    callback = RGFTCallback(CONFIG, residuals=tmp_path / "residuals.parquet")
+    trainer = make(tmp_path / "run", callback, remove_unused_columns=not numbered)
+    if numbered:
+        data = trainer.train_dataset
+        trainer.train_dataset = data.add_column("sample_ids", list(range(len(data))))
+    with pytest.raises(InputError, match="sample_ids"):
+        trainer.train()
+    assert callback.guide is not None
+    assert callback.guide.step <= 1

@@ -13,6 +13,7 @@ from typing import Any
 import click
 
 from rgft.errors import InputError
+from rgft.launch import launched
 
 
 @click.command()
@@ -41,6 +42,11 @@ def bench(  # noqa: PLR0913, PLR0917 - its options
     extend: tuple[str, ...],
 ) -> None:
     """Run the cells of a suite that have no record yet; a further call goes on."""
+    if launched() > 1:
+        raise InputError(
+            f"rgft bench was started in {launched()} processes and starts its own (--workers); "
+            "start it in one"
+        )
     from rgft import extensions  # noqa: PLC0415 - what follows takes seconds to import
     from rgft.bench.cells import by_key, check_arms_differ  # noqa: PLC0415
     from rgft.bench.journal import FILE, read_records  # noqa: PLC0415

@@ -12,7 +12,8 @@ from safetensors import SafetensorError, safe_open
 FOLDER = "checkpoints"
 CACHE = "prefix_cache"  # what the frozen deepest layers put out
 VISITS = "visits.pt"  # which samples were visited, and how wrong the model was on them
-NEEDED = ("optimizer.pt", "scheduler.pt", "rng_state.pth", "training_args.bin", VISITS)
+NEEDED = ("optimizer.pt", "scheduler.pt", "training_args.bin", VISITS)
+RANDOM = "rng_state*.pth"  # one of each process
 
 
 def newest_checkpoint(output_dir: Path) -> Path | None:
@@ -44,7 +45,9 @@ def step_of(checkpoint: Path | None) -> int:
 def _step_of_whole(folder: Path) -> int | None:
     """The step of a checkpoint, or None if it is not whole."""
     weights = list(folder.glob("*.safetensors"))
-    if not weights or not all(zipfile.is_zipfile(folder / name) for name in NEEDED):
+    random = list(folder.glob(RANDOM))
+    packed = [*(folder / name for name in NEEDED), *random]
+    if not (weights and random) or not all(zipfile.is_zipfile(path) for path in packed):
         return None
     try:
         for path in weights:

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from rgft import __version__
 from rgft.bench_commands import bench, report
 from rgft.errors import EngagementError, InputError
+from rgft.launch import ended_elsewhere, leads, leave, lost_another, tells
 from rgft.methods import METHODS
 from rgft.storage import storage_problem
 
@@ -188,7 +189,10 @@ def train(  # noqa: PLR0913, PLR0917 - its options
     except KeyboardInterrupt:
         begun = (output_dir / records.RUN_FILE).exists()
         fail(f"stopped; {again}" if begun else "stopped before training began", 1)
-    for note in dict.fromkeys(" ".join(str(n.message).split()) for n in notes):
+    leave()
+    if record["status"] != "interrupted" and not leads():
+        return
+    for note in dict.fromkeys(" ".join(str(n.message).split()) for n in notes if leads()):
         print(f"rgft: note: {note}", file=sys.stderr)
     if record["status"] == "interrupted":
         fail(f"stopped and saved at step {record['step']}; {again}", 1)
@@ -342,18 +346,25 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def fail(message: str, code: int) -> NoReturn:
-    """One line to standard error, then exit."""
-    print(f"rgft: {' '.join(message.split())}", file=sys.stderr)
+    """One line to standard error, of one process if there are several, then exit."""
+    if tells(code):
+        print(f"rgft: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 
 
 def fail_for(error: OSError | MemoryError | RuntimeError) -> NoReturn:
-    """One line for what files and memory can do; any other error is raised again."""
+    """One line for what files, memory and other processes can do; other errors are raised again."""
+    ended = ended_elsewhere()
+    if ended is not None:
+        raise SystemExit(ended)
+    if lost_another(error):
+        fail(f"another process of the run has ended ({error}); see what it said", 1)
     if isinstance(error, OSError):
         code = 2 if isinstance(error, MISPLACED) or storage_problem(error) else 1
         fail(f"{error.filename or 'input/output'}: {error.strerror or error}", code)
     if out_of_memory(error):
         fail(f"out of memory: {error or 'there is no more'}; give a lower --batch-size", 1)
+    tells(1)
     raise error
 
 
@@ -377,6 +388,9 @@ def main() -> None:
         fail("stopped", 1)
     except (OSError, MemoryError, RuntimeError) as error:
         fail_for(error)
+    except Exception:
+        tells(1)  # a traceback follows
+        raise
 
 
 if __name__ == "__main__":

@@ -133,7 +133,7 @@ class Guide:
         _GUIDES[model] = weakref.ref(self)
         if self.config.total_steps is not None:
             self._timetable.warn_if_idle(self.config.total_steps)
-        restore_truncation(model)
+        restore_truncation(model, freezes=self._freezes)
         self._start()
         self._handles: list[RemovableHandle] = [
             *watch_steps(self.optimizer, self._before_step, self._after_step),
@@ -173,6 +173,11 @@ class Guide:
         )
         self._timetable = self._planning.timetable
 
+    @property
+    def _freezes(self) -> bool:
+        """Whether plans freeze anything."""
+        return self._policy.freezes or self.config.frozen_below > 0
+
     def _wrapped(self, wrapper: DistributedDataParallel) -> None:
         """The model turns out to be trained by several processes."""
         with self._enforcement.suspended():
@@ -180,9 +185,8 @@ class Guide:
 
     def _join(self, wrapper: DistributedDataParallel, processes: Processes) -> None:
         """Train with processes that have the whole model each."""
-        freezes = self._policy.freezes or self.config.frozen_below > 0
-        check_wrapper(wrapper, freezes=freezes)
-        if freezes:
+        check_wrapper(wrapper, freezes=self._freezes)
+        if self._freezes:
             reduce_trained_only(wrapper)
         self._agree_with(processes)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from transformers import set_seed
 
 from rgft.adapters import ADAPTERS
 from rgft.adapters.allocation import check_allocation
+from rgft.batch_share import check_divides
 from rgft.batches import Example
 from rgft.budgeting import (
     STANDARD_BATCH,
@@ -32,6 +34,7 @@ from rgft.errors import InputError
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
 from rgft.inputs import Inputs, load_inputs
+from rgft.launch import Launch, leads
 from rgft.loss_percentiles import LossPercentiles
 from rgft.methods import Method, Recipe, find_method
 from rgft.opening import frozen_share
@@ -87,6 +90,11 @@ class Prepared:
     survey: Survey | None = None
     seconds: float = 0.0
 
+    @property
+    def auto(self) -> bool:
+        """Whether the run finds its own budget."""
+        return self.spending is not None and self.spending.budget.auto
+
     def storage(self, folder: Path) -> Storage | None:
         """Where the prefix cache keeps what it has, if there is one."""
         if self.prefix_cache is None:
@@ -98,11 +106,14 @@ class Prepared:
 
         They count as spent, and not as batches that full fine-tuning would run.
         """
-        device = next(self.model.parameters()).device
+        meter, device = self.meter, next(self.model.parameters()).device
         for example in self.examples["train"][:count]:
             batch = {k: v.to(device) for k, v in self.inputs.collate([example]).items()}
-            with self.meter.probing():
+            before = meter.spent
+            with meter.probing():
                 loss = self.model(**batch).loss
+            if not leads():
+                meter.spent = before  # all processes do the same, which counts once
             yield loss
 
 
@@ -129,8 +140,12 @@ def _load_data(spec: RunSpec) -> TaskData:
     return load_folder(folder, spec.text_columns, spec.label_column)
 
 
-def prepare(spec: RunSpec) -> Prepared:
+def prepare(spec: RunSpec, launch: Launch) -> Prepared:
     """Load what `spec` names, and check that it goes together.
+
+    Args:
+        spec: What to run.
+        launch: The processes that run it.
 
     Raises:
         InputError: It does not, or something cannot be loaded.
@@ -142,6 +157,7 @@ def prepare(spec: RunSpec) -> Prepared:
             f"the method '{spec.method}' leaves samples out, which takes effect with a budget "
             "alone: give --budget too (1.0 for what full fine-tuning costs)"
         )
+    check_alone(spec, method, launch)
     with waiting("loading the data"):
         task = load_data(spec)
     with waiting(f"loading the processor of {escape(spec.model)}"):
@@ -188,6 +204,7 @@ def prepare(spec: RunSpec) -> Prepared:
     seconds = time.perf_counter() - started
     lr = recipe.lr if spec.lr is None else spec.lr
     batch_size = spec.batch_size or recipe.batch_size
+    check_divides(batch_size, launch.size)
     ledger = Ledger(len(examples["train"]))
     visits = None
     if spending is not None:
@@ -196,6 +213,7 @@ def prepare(spec: RunSpec) -> Prepared:
     cache = _prefix_cache(
         spec, model, config, spending, lambda: inputs.collate(examples["train"][:batch_size])
     )
+    cache = in_one_process(cache, spec, launch)
     return Prepared(
         task=task,
         inputs=inputs,
@@ -323,6 +341,36 @@ def _prefix_cache(
     if share and share * spec.epochs <= step_share(model, config, spending.meter, batch()):
         return None
     return "float32"
+
+
+def check_alone(spec: RunSpec, method: Method, launch: Launch) -> None:
+    """Refuse methods that choose by what one process sees.
+
+    Raises:
+        InputError: The method is one, and there are several processes.
+    """
+    allocates = method.adapter is not None and ADAPTERS[method.adapter].allocates
+    if launch.size > 1 and (allocates or method.hardness is not None):
+        what = "ranks" if allocates else "samples of a batch"
+        raise InputError(
+            f"the method '{spec.method}' chooses {what} by what one process sees; start rgft train "
+            "in one process, or choose another method"
+        )
+
+
+def in_one_process(cache: str | None, spec: RunSpec, launch: Launch) -> str | None:
+    """Format of the prefix cache; none, and a warning, where there are several processes.
+
+    Raises:
+        InputError: It was asked for.
+    """
+    if cache is None or launch.size == 1:
+        return cache
+    why = "prefix_cache works in one process: with several, samples come back to other ones"
+    if spec.prefix_cache is not None:
+        raise InputError(f"{why}; give --prefix-cache off, or start rgft train in one process")
+    warnings.warn(f"{why}; the run goes without it", RuntimeWarning, stacklevel=2)
+    return None
 
 
 def _check_guidance(

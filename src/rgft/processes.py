@@ -56,6 +56,20 @@ class Processes:
         dist.all_reduce(joined, group=self._host)
         return [int(count) for count in joined]
 
+    def joined(self, rows: Tensor) -> Tensor:
+        """Columns of all processes, `[K, n]` each, side by side by rank; n may differ."""
+        count = torch.tensor([rows.shape[1]])
+        counts = [torch.empty_like(count) for _ in range(self.size)]
+        dist.all_gather(counts, count, group=self._host)
+        padded = rows.new_zeros((rows.shape[0], max(int(n) for n in counts)))
+        padded[:, : rows.shape[1]] = rows
+        parts = zip(self.gathered(padded), counts, strict=True)
+        return torch.cat([part[:, : int(n)] for part, n in parts], dim=1)
+
+    def wait(self) -> None:
+        """Until all have come this far."""
+        dist.barrier(group=self._host)
+
     def lists(self, texts: Sequence[str]) -> list[str]:
         """The texts of all processes, one list after the other."""
         found: list[Any] = [None] * self.size

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from rgft.launch import leads
 from rgft.spending import Spending
 
 
@@ -38,7 +39,7 @@ class Quiet:
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Show `text` on a terminal's standard error until the block ends."""
-    if not sys.stderr.isatty():
+    if not (leads() and sys.stderr.isatty()):
         yield
         return
     with Console(stderr=True).status(text):
@@ -151,7 +152,7 @@ def bar(text: str, total: int, unit: str, **settings: Any) -> Any:
         desc=text,
         unit=unit,
         leave=False,
-        disable=None,
+        disable=None if leads() else True,
         dynamic_ncols=True,
         **settings,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 from rgft.costs import FlopMeter
 from rgft.errors import InputError
 from rgft.integrations.transformers import RGFTCallback
+from rgft.processes import Processes
 from rgft.residuals import Ledger
 from rgft.spending import Spending
 
@@ -43,15 +45,25 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         meter: Counts FLOPs.
         guidance: The callback that guides the run.
         ledger: Counts the visits.
+        processes: Those that train together; what is noted is that of all.
 
     Attributes:
+        spent: FLOPs so far.
+        full: FLOPs that full fine-tuning would have spent on the same batches.
         totals: Sums over the whole run, over interruptions too.
         history: Validation metrics over steps.
         train_loss: Logged training losses over steps.
     """
 
-    def __init__(self, meter: FlopMeter, guidance: RGFTCallback, ledger: Ledger) -> None:
-        self.meter = meter
+    def __init__(
+        self,
+        meter: FlopMeter,
+        guidance: RGFTCallback,
+        ledger: Ledger,
+        processes: Processes | None = None,
+    ) -> None:
+        self.meter, self._processes = meter, processes
+        self.spent = self.full = 0
         self._ledger = ledger
         self._guidance = guidance
         self.totals: Totals = {
@@ -82,6 +94,9 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.train_loss = attributes["train_loss"]
             self._loss, self._losses = attributes["loss"]
             self.meter.spent, self.meter.full = attributes["spent"], attributes["full"]
+        if self._processes is not None and self._processes.rank:
+            self.meter.spent = self.meter.full = 0  # what all did alike so far counts once
+        self._count()
         state.stateful_callbacks[name] = self.state()
 
     def on_step_begin(
@@ -106,6 +121,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Stop the clock."""
         del args, state, control, kwargs
         assert self._guidance.guide is not None
+        self._count()
         self.totals["train"] += time.perf_counter() - self._started
         self.totals["processor"] += time.process_time() - self._processor
         self.totals["overhead"] += self._guidance.guide.seconds - self._guided
@@ -125,7 +141,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         loss, rate = self._mean_loss(state.global_step), float(logs["learning_rate"])
         self._loss, self._losses = 0.0, 0
         self.train_loss.append(
-            {"step": state.global_step, "loss": loss, "lr": rate, "flops": self.meter.spent}
+            {"step": state.global_step, "loss": loss, "lr": rate, "flops": self.spent}
         )
 
     def on_train_end(
@@ -149,7 +165,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
             {
                 "step": state.global_step,
                 "epoch": int(self._ledger.visits.sum()) / len(self._ledger),
-                "flops": self.meter.spent,
+                "flops": self.spent,
                 "seconds": self.totals["train"],
                 "validation": strip(kwargs["metrics"], "eval_"),
             }
@@ -157,8 +173,25 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def add_loss(self, loss: Tensor) -> None:
         """Add the loss of a step, a scalar, without waiting for the device."""
-        self._loss = loss.detach().float() + self._loss
+        loss = loss.detach().float()
+        if self._processes is not None:
+            loss = self._processes.gathered(loss).mean()
+        self._loss = loss + self._loss
         self._losses += 1
+
+    @contextmanager
+    def uncounted(self, idle: bool) -> Iterator[None]:
+        """Whether what runs in this block is a row that only keeps a process in step."""
+        before = self.meter.spent, self.meter.full, self.meter.batches
+        yield
+        if idle:
+            self.meter.spent, self.meter.full, self.meter.batches = before
+
+    def _count(self) -> None:
+        """Sum up the FLOPs of all processes, in all of them."""
+        self.spent, self.full = self.meter.spent, self.meter.full
+        if self._processes is not None:
+            self.spent, self.full = self._processes.totals([self.spent, self.full])
 
     def components(self) -> list[dict[str, Any]]:
         """The adapted components with their adaptable parameter elements."""
@@ -187,8 +220,8 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
             "history": self.history,
             "train_loss": self.train_loss,
             "loss": [float(self._loss), self._losses],
-            "spent": self.meter.spent,
-            "full": self.meter.full,
+            "spent": self.spent,
+            "full": self.full,
         }
         return {"args": {}, "attributes": attributes}
 
@@ -227,12 +260,16 @@ class Pace(TrainerCallback):  # type: ignore[misc]
 class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     """Ctrl-C (or a polite kill) lets the step in progress end, saves, and stops.
 
+    Args:
+        processes: Those that stop together, once one of them was asked to.
+
     Attributes:
         stopped: Whether that has happened.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, processes: Processes | None = None) -> None:
         self.stopped = False
+        self._processes = processes
         self._previous: dict[int, Callable[..., Any] | int | None] = {}
 
     def __enter__(self) -> StopOnSignal:
@@ -249,11 +286,14 @@ class StopOnSignal(TrainerCallback):  # type: ignore[misc]
     ) -> None:
         """Save and stop if asked to."""
         del args, state, kwargs
+        if self._processes is not None:
+            self.stopped = self._processes.totals([int(self.stopped)])[0] > 0
         if self.stopped:
             control.should_save = control.should_training_stop = True
 
     def _stop(self, number: int, frame: object) -> None:
         del number, frame
-        if self.stopped:  # the second time is meant
+        # the second time is meant; of several processes a launcher ends those that take long
+        if self.stopped and self._processes is None:
             raise KeyboardInterrupt
         self.stopped = True

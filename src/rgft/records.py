@@ -74,14 +74,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def hardware() -> dict[str, Any]:
-    """What the run ran on."""
+def hardware(processes: int = 1) -> dict[str, Any]:
+    """What the run ran on: the machine of the first of so many processes."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return {
         "machine": platform.machine(),
         "system": platform.system(),
         "threads": torch.get_num_threads(),
         "accelerator": accelerator,
+        "processes": processes,
     }
 
 
@@ -100,9 +101,13 @@ def code_revision() -> str | None:
         return None
 
 
-def note_environment(record: dict[str, Any], step: int) -> None:
+def note_environment(record: dict[str, Any], step: int, processes: int = 1) -> None:
     """Add what the run runs on: of its first start, then of every resume with the step it is at."""
-    found = {"versions": versions(), "hardware": hardware(), "code_revision": code_revision()}
+    found = {
+        "versions": versions(),
+        "hardware": hardware(processes),
+        "code_revision": code_revision(),
+    }
     if "versions" in record:
         record["resumed"] = [*record.get("resumed", []), {"step": step, **found}]
     else:

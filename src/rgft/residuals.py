@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rgft.atomic import atomic_path
 from rgft.errors import TABLES_NEED, InputError
+from rgft.processes import Processes
 from rgft.sample_kinds import KINDS, sample_kinds
 from rgft.transfer import to_host
 
@@ -71,6 +72,14 @@ class Ledger:
         self._state["last"].fill_(torch.nan)
         self._skipped = 0
         self._pending: list[Tensor] = []
+        self._processes: Processes | None = None
+
+    def share(self, processes: Processes) -> None:
+        """Take in the losses of all processes: each calls `update` with its own from now on.
+
+        Every process has to call it, as often as the others, with no samples where it has none.
+        """
+        self._processes = processes
 
     def __len__(self) -> int:
         return self.samples
@@ -119,8 +128,7 @@ class Ledger:
     def update(self, ids: Tensor, residuals: Tensor, correct: Tensor | None = None) -> None:
         """Take in the losses of a batch. Does not wait for the device but every `every` updates.
 
-        With several processes, give every one the ids and losses of all (all-gather them), so that
-        all ledgers are the same.
+        With several processes all ledgers have to be the same: see `share`.
 
         Args:
             ids: Numbers of the samples, whole, `[B]`; a repeated one counts as visits in turn.
@@ -135,7 +143,8 @@ class Ledger:
         device = residuals.device
         bits = residuals.detach().to(torch.float32).view(torch.int32)  # so that all goes in one
         judged = torch.full_like(bits, -1) if correct is None else correct.to(bits)
-        self._pending.append(torch.stack([ids.to(device, torch.int64), bits.long(), judged.long()]))
+        rows = torch.stack([ids.to(device, torch.int64), bits.long(), judged.long()])
+        self._pending.append(rows if self._processes is None else self._processes.joined(rows))
         if len(self._pending) >= self.every:
             self.flush()
 

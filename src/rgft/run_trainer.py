@@ -15,9 +15,11 @@ from torch.utils.data import DataLoader
 from transformers import Trainer
 
 from rgft import metrics
+from rgft.batch_share import Share, share
 from rgft.batches import SAMPLE_IDS
 from rgft.checkpoints import VISITS
 from rgft.loss_percentiles import LossPercentiles
+from rgft.processes import Processes
 from rgft.recorder import RunRecorder, diverged
 from rgft.residuals import Ledger
 from rgft.sample_losses import sample_correct, sample_losses
@@ -42,12 +44,21 @@ class Sampling:
     balance: Tensor | None
     percentiles: LossPercentiles | None = None
 
-    def weighted(self, ids: Tensor, labels: Tensor, losses: Tensor) -> Tensor | None:
-        """The loss of a batch from those of its samples; None where all count alike."""
+    def weighted(
+        self, ids: Tensor, labels: Tensor, losses: Tensor, whole: int | None = None
+    ) -> Tensor | None:
+        """The loss of a batch from those of its samples; None where all count alike.
+
+        Args:
+            ids: Of the samples.
+            labels: Of the samples.
+            losses: Of the samples.
+            whole: How many are in the batch, where others are elsewhere.
+        """
         skips = self.visits is not None and self.visits.skip > 0
         if not skips and self.balance is None:
             return None
-        weights, size = torch.ones_like(losses), float(len(losses))
+        weights, size = torch.ones_like(losses), float(whole or len(losses))
         if self.visits is not None and skips:
             of = self.visits.weights
             weights *= of[ids.cpu()].to(weights)
@@ -95,29 +106,40 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         kind: Of the task.
         sampling: How it goes through the training samples.
         identified: Whether the model is given the ids of the samples, for a prefix cache.
+        processes: Those that a batch is shared out to; each is handed all of it.
         allocation: Prunes ranks, if the model is one of AdaLoRA, whose loss has a term of its own.
         settings: The Trainer's own.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a run consists of
         self,
         recorder: RunRecorder,
         kind: Kind,
         sampling: Sampling,
         *,
         identified: bool,
+        processes: Processes | None = None,
         allocation: Resumable | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings, compute_metrics=self._metrics)
         self._recorder, self._kind = recorder, kind
         self._sampling, self._identified = sampling, identified
+        self._processes = processes
+        self._share: Share | None = None
+        if processes is not None:
+            sampling.ledger.share(processes)
+            self.model_accepts_loss_kwargs = False  # a model's loss is the mean over its rows
+            torch.manual_seed(self.args.seed + processes.rank)  # dropout is each one's own
         self._allocation = allocation
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the given visits, else the Trainer's own."""
         if self._sampling.visits is None:
             own: DataLoader[Any] = super().get_train_dataloader()
+            if self._processes is not None:  # whole batches, of which this one takes its rows
+                shard: Any = own.batch_sampler
+                shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
             return own
         return DataLoader(
             self.train_dataset,
@@ -132,9 +154,16 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """One forward and backward pass."""
-        loss: Tensor = super().training_step(*args, **kwargs)
+    def training_step(
+        self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """One forward and backward pass, of the rows that this process has."""
+        if self._processes is not None:
+            rows = len(inputs["labels"])
+            self._share = share(rows, self._processes.rank, self._processes.size)
+            inputs = self._share.of(inputs)
+        with self._recorder.uncounted(self._share is not None and self._share.idle):
+            loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._recorder.add_loss(loss)
         return loss
 
@@ -174,16 +203,25 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         """Take the losses of training samples into the ledger."""
         losses = sample_losses(logits, labels, self._kind)
         correct = sample_correct(logits, labels, self._kind)
-        weighted = self._sampling.weighted(ids, labels, losses)
-        self._sampling.ledger.update(ids, losses, correct)
-        if weighted is None:
-            return loss
-        return weighted if self._allocation is None else weighted + (loss - losses.mean())
+        part = self._share
+        if part is None:
+            weighted = self._sampling.weighted(ids, labels, losses)
+            self._sampling.ledger.update(ids, losses, correct)
+            if weighted is None:
+                return loss
+            return weighted if self._allocation is None else weighted + (loss - losses.mean())
+        weighted = self._sampling.weighted(ids, labels, losses, part.whole)
+        here = slice(0, part.stop - part.start)
+        right = None if correct is None else correct[here]
+        self._sampling.ledger.update(ids[here], losses[here], right)
+        if weighted is None or part.idle:
+            return loss * part.weight
+        return weighted * part.size  # processes are averaged, and its sum is to be over all
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model, and beside a checkpoint's the ledger and the place among the visits."""
         super().save_model(output_dir, _internal_call)
-        if _internal_call and output_dir is not None:
+        if _internal_call and output_dir is not None and self.args.should_save:
             state = self._sampling.state_dict()
             if self._allocation is not None:
                 state["allocation"] = self._allocation.state_dict()
@@ -194,12 +232,20 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         if self._allocation is None:
             super()._load_from_checkpoint(*args, **kwargs)
 
+    def _save_rng_state(self, output_dir: str) -> None:
+        """Each process writes its own; a checkpoint with a state has those of all."""
+        super()._save_rng_state(output_dir)
+        if self._processes is not None:
+            self._processes.wait()
+
     def load_best(self) -> None:
         """The model of the best stage in place of the last, where there are stages.
 
         The Trainer's own `load_best_model_at_end` does so before the prefix cache is closed, which
         would drop what it holds, and also where a run is only interrupted.
         """
+        if self._processes is not None:
+            self._processes.wait()  # for the first, which has written it
         if self.state.best_model_checkpoint is not None:
             self._load_best_model()
 
@@ -213,4 +259,9 @@ class RunTrainer(Trainer):  # type: ignore[misc]
     def _metrics(self, prediction: Any) -> dict[str, float]:
         if not np.isfinite(prediction.predictions).all():
             raise diverged("output of the model", math.nan, self.state.global_step)
-        return metrics.compute(self._kind, prediction.predictions, prediction.label_ids)
+        found = metrics.compute(self._kind, prediction.predictions, prediction.label_ids)
+        if self._processes is not None:  # the Trainer's own mean counts rows that fill batches up
+            logits, labels = prediction.predictions, prediction.label_ids
+            losses = sample_losses(torch.as_tensor(logits), torch.as_tensor(labels), self._kind)
+            found["loss"] = float(losses.mean())
+        return found

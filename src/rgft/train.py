@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from rgft.checkpoints import CACHE, FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
 from rgft.extensions import extend
 from rgft.integrations.transformers import RGFTCallback
+from rgft.launch import Launch, join
 from rgft.methods import find_method
 from rgft.models import PACKAGED
-from rgft.preparation import MOST_VISITS, Prepared, prepare
+from rgft.outcome import outcome
+from rgft.preparation import MOST_VISITS, Prepared, load_data, prepare
 from rgft.progress import Progress, Quiet
-from rgft.recorder import Pace, RunRecorder, StopOnSignal, strip
+from rgft.recorder import Pace, RunRecorder, StopOnSignal
 from rgft.run_folder import (
     begin,
     clear,
@@ -40,13 +43,12 @@ from rgft.run_folder import (
 )
 from rgft.run_trainer import RunTrainer
 from rgft.spec import RunSpec, command
-from rgft.spending import Spending, parse_budget
+from rgft.spending import parse_budget
 from rgft.storage import storage_problem
 
 EVALUATION_BATCH = 64
 WARMUP_SHARE = 0.06  # of all steps; RoBERTa's setting for GLUE (Liu et al. 2019)
 WEIGHT_DECAY = 0.01
-TIMES = ("train", "processor", "overhead", "evaluate")
 
 __all__ = ["RunSpec", "command", "run"]
 
@@ -68,42 +70,32 @@ def run(
     Raises:
         InputError: Something given cannot be used.
     """
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        raise InputError(
-            f"rgft train was started in {processes} processes, which would all write the same "
-            "folder; start it in one, or take RGFTCallback or Guide under torchrun"
-        )
-    spec = _anywhere(spec)
-    extend(spec.extend or ())
-    find_method(spec.method)
-    record = begin(spec, output_dir, resume=resume, overwrite=overwrite)
+    launch = join()
+    spec = launch.together(partial(_known, spec))
+    launch.refuse_different("command", command(spec))
+    record = launch.together(lambda: begin(spec, output_dir, resume=resume, overwrite=overwrite))
     if record["status"] == "finished":
-        finish(output_dir)
+        launch.alone(lambda: finish(output_dir))
         return record
-    new, begun = not output_dir.exists(), False
-    probe_writable(output_dir)
+    new = launch.first and not output_dir.exists()
+    launch.alone(lambda: probe_writable(output_dir))
+    begun: list[bool] = []
     try:
         with Quiet():
-            prepared = prepare(spec)
-            fingerprint = prepared.task.fingerprint()
-            if record.setdefault("data", fingerprint) != fingerprint:
-                raise InputError(
-                    f"the data has changed since {output_dir} was begun; "
-                    "start anew with --overwrite"
-                )
+            prepared = _prepared(spec, output_dir, record, launch)
             if not resume:
-                refuse_foreign(output_dir, prepared.inputs.files)
-                clear_checkpoints(output_dir)
-            checkpoint = newest_checkpoint(output_dir) if resume else None
+                names = prepared.inputs.files
+                launch.alone(lambda: refuse_foreign(output_dir, names))
+                launch.alone(lambda: clear_checkpoints(output_dir))
+            found = launch.alone(lambda: str(newest_checkpoint(output_dir) or "")) if resume else ""
+            checkpoint = Path(found) if found else None
             record |= {"status": "running", **_facts(spec, prepared)}
-            records.note_environment(record, step_of(checkpoint))
-            records.write_run(output_dir, record)
-            begun = True
-            clear_results(output_dir)
-            return _execute(spec, prepared, output_dir, record, checkpoint)
+            launch.alone(lambda: _note_start(output_dir, record, step_of(checkpoint), launch))
+            begun.append(True)
+            return _execute(spec, prepared, output_dir, record, checkpoint, launch)
     except Exception as error:
-        if isinstance(error, InputError) and begun and not resume and record["status"] == "running":
+        unfinished = begun and record["status"] == "running"
+        if launch.first and isinstance(error, InputError) and unfinished and not resume:
             clear(output_dir)  # a run that cannot be finished leaves nothing
         reason = storage_problem(error)
         if isinstance(error, InputError) or reason is None:
@@ -114,6 +106,40 @@ def run(
     finally:
         if new and output_dir.is_dir() and not any(output_dir.iterdir()):
             output_dir.rmdir()
+
+
+def _known(spec: RunSpec) -> RunSpec:
+    """With folders by absolute paths, and a method that there is."""
+    spec = _anywhere(spec)
+    extend(spec.extend or ())
+    find_method(spec.method)
+    return spec
+
+
+def _prepared(spec: RunSpec, output_dir: Path, record: dict[str, Any], launch: Launch) -> Prepared:
+    """Model and data, in every process."""
+    if launch.size > 1:
+        launch.alone(lambda: str(load_data(spec).name))  # what has to be fetched is, once
+
+    def work() -> Prepared:
+        prepared = prepare(spec, launch)
+        fingerprint = prepared.task.fingerprint()
+        if record.setdefault("data", fingerprint) != fingerprint:
+            raise InputError(
+                f"the data has changed since {output_dir} was begun; start anew with --overwrite"
+            )
+        return prepared
+
+    prepared = launch.together(work)
+    launch.refuse_different("data", prepared.task.fingerprint())
+    return prepared
+
+
+def _note_start(output_dir: Path, record: dict[str, Any], step: int, launch: Launch) -> None:
+    """Write the record of a run that starts, and remove what one before it left."""
+    records.note_environment(record, step, launch.size)
+    records.write_run(output_dir, record)
+    clear_results(output_dir)
 
 
 def _anywhere(spec: RunSpec) -> RunSpec:
@@ -179,17 +205,14 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
         save_total_limit=2,
         logging_steps=max(1, min(10, interval)),
         logging_nan_inf_filter=False,
-        metric_for_best_model=prepared.task.metric if _auto(prepared) else None,
+        metric_for_best_model=prepared.task.metric if prepared.auto else None,
+        ddp_find_unused_parameters=True,  # what is frozen
+        average_tokens_across_devices=False,  # else it multiplies some models' losses
         remove_unused_columns=False,
         report_to=[],
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-
-
-def _auto(prepared: Prepared) -> bool:
-    """Whether the run finds its own budget."""
-    return prepared.spending is not None and prepared.spending.budget.auto
 
 
 def _stages(spec: RunSpec) -> int:
@@ -199,12 +222,13 @@ def _stages(spec: RunSpec) -> int:
     return max(1, round(spec.evaluations * spec.epochs * share))
 
 
-def _execute(
+def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
     spec: RunSpec,
     prepared: Prepared,
     output_dir: Path,
     record: dict[str, Any],
     checkpoint: Path | None,
+    launch: Launch,
 ) -> dict[str, Any]:
     """Train, evaluate, write."""
     guidance = RGFTCallback(
@@ -214,10 +238,14 @@ def _execute(
         prepared.storage(output_dir / FOLDER / CACHE),
         prepared.meter,
     )
-    recorder = RunRecorder(prepared.meter, guidance, prepared.sampling.ledger)
-    interruption, progress = StopOnSignal(), Progress(prepared.task.metric, prepared.spending)
-    pace = [] if prepared.spending is None else [Pace(prepared.spending, _stages(spec))]
-    best = [BestStage(prepared.spending)] if prepared.spending and _auto(prepared) else []
+    spending, processes = prepared.spending, launch.processes
+    if spending is not None and processes is not None:
+        spending.share(processes)
+    recorder = RunRecorder(prepared.meter, guidance, prepared.sampling.ledger, processes)
+    interruption, progress = StopOnSignal(processes), Progress(prepared.task.metric, spending)
+    pace = [] if spending is None else [Pace(spending, _stages(spec))]
+    best = [BestStage(spending)] if spending and prepared.auto else []
+    shown = [progress] if launch.first else []
     allocation = _allocation(prepared)
     set_seed(spec.seed)
     trainer = RunTrainer(
@@ -225,6 +253,7 @@ def _execute(
         prepared.task.kind,
         prepared.sampling,
         identified=prepared.prefix_cache is not None,
+        processes=processes,
         allocation=allocation,
         model=prepared.model,
         args=_arguments(spec, prepared, output_dir),
@@ -232,7 +261,7 @@ def _execute(
         eval_dataset=prepared.examples["validation"],
         data_collator=prepared.inputs.collate,
         callbacks=[
-            *(guidance, recorder, *pace, *best, progress, interruption),
+            *(guidance, recorder, *pace, *best, *shown, interruption),
             *([] if allocation is None else [allocation]),
         ],
     )
@@ -243,22 +272,34 @@ def _execute(
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if interruption.stopped and trainer.state.global_step < trainer.state.max_steps:
         record |= {"status": "interrupted", "step": trainer.state.global_step}
-        records.write_run(output_dir, record)
+        launch.alone(lambda: records.write_run(output_dir, record))
         return record
     trainer.load_best()
-    outcome = _outcome(trainer, prepared, recorder, guidance)
+    found = outcome(trainer, prepared, recorder, guidance, launch)
     prepared.meter.close()
-    assert guidance.guide is not None
-    record |= {"status": "finished", "finished": now(), **outcome}
+    record |= {"status": "finished", "finished": now(), **found}
     if allocation is not None:
         record["ranks"] = allocation.ranks
+    if launch.first:
+        _leave_behind(trainer, prepared, output_dir, record, guidance)
+    return record
+
+
+def _leave_behind(
+    trainer: RunTrainer,
+    prepared: Prepared,
+    output_dir: Path,
+    record: dict[str, Any],
+    guidance: RGFTCallback,
+) -> None:
+    """Write what a run is for."""
+    assert guidance.guide is not None
     adapter = prepared.method.adapter
     write = None if adapter is None else ADAPTERS[adapter].save
     save(output_dir, trainer.model, prepared.inputs.processor, write)
     save_ledgers(output_dir, guidance.guide.error_map, prepared.sampling.ledger)
     records.write_run(output_dir, record)
     finish(output_dir)
-    return record
 
 
 def _allocation(prepared: Prepared) -> RankAllocation | None:
@@ -267,51 +308,6 @@ def _allocation(prepared: Prepared) -> RankAllocation | None:
     if adapter is None or not ADAPTERS[adapter].allocates:
         return None
     return RankAllocation(prepared.model, prepared.spending)
-
-
-def _outcome(
-    trainer: RunTrainer, prepared: Prepared, recorder: RunRecorder, guidance: RGFTCallback
-) -> dict[str, Any]:
-    """Metrics of every split but train, and what the run cost."""
-    results: dict[str, dict[str, float]] = {}
-    for split, examples in prepared.examples.items():
-        if split != "train":
-            measured = trainer.predict(examples, metric_key_prefix=split).metrics
-            recorder.totals["evaluate"] += measured[f"{split}_runtime"]
-            results[split] = strip(measured, f"{split}_")
-    spending = prepared.spending
-    full = prepared.meter.full if spending is None else round(spending.full)
-    parameters = list(prepared.model.parameters())
-    components = recorder.components()
-    return {
-        "budget_auto": _stage_record(spending) if spending and _auto(prepared) else None,
-        "metrics": results,
-        "history": recorder.history,
-        "train_loss": recorder.train_loss,
-        "flops": {
-            "spent": prepared.meter.spent,
-            "full": full,
-            "share": prepared.meter.spent / full,
-        },
-        "seconds": {
-            **{key: recorder.totals[key] for key in TIMES},
-            "prepare": prepared.seconds,
-        },
-        "visits": int(prepared.sampling.ledger.visits.sum()),
-        "prefix_cache": None if guidance.cache is None else guidance.cache.counts,
-        "peak_memory_bytes": records.peak_memory_bytes(),
-        "parameters": {
-            "total": sum(p.numel() for p in parameters),
-            "trainable": sum(c["numel"] for c in components),
-            "updated_per_step": recorder.updated_per_step(),
-        },
-        "components": components,
-    }
-
-
-def _stage_record(spending: Spending) -> dict[str, Any]:
-    """The stages of a run that found its own budget, and which of them its model is of."""
-    return {"stages": [asdict(stage) for stage in spending.stages], "chosen": spending.best}
 
 
 def _plain(value: Any) -> bool:

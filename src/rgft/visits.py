@@ -51,7 +51,7 @@ class VisitSampler(Sampler[int]):
     Give it to a `DataLoader` as `sampler`, with the same `batch_size`. Each iteration is the next
     epoch. The draw depends on seed, epoch and ledger alone, and is made when the epoch begins or is
     first asked about. With several processes each takes every `ranks`-th visit of one draw: all
-    ledgers must be the same (see `Ledger.update`), shares are disjoint and of equal length. Where
+    ledgers must be the same (see `Ledger.share`), shares are disjoint and of equal length. Where
     the draw does not divide evenly its first visits are repeated, and the weight of such a sample
     is shared out among its visits, so that the sum stays unbiased.
 
@@ -274,7 +274,7 @@ class VisitSampler(Sampler[int]):
         if len(set(sums)) > 1:
             raise InputError(
                 "the processes drew different visits; give every ledger the losses of all "
-                "processes (all-gather them before Ledger.update), and every sampler one seed"
+                "processes (Ledger.share), and every sampler one seed"
             )
 
 

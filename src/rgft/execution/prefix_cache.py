@@ -50,6 +50,7 @@ class PrefixCache:
         layers: Names of the layers that can be cached.
         paused: While true the model runs as if there were no cache (frozen layers are probed).
         refused: Why the cache is out of use, or None.
+        ids: Those that came with the last batch.
 
     Raises:
         InputError: A setting cannot be used, or the model cannot be cached.
@@ -95,6 +96,7 @@ class PrefixCache:
         self._comparisons = Comparisons(storage.format)
         self._repeats = False  # whether the model calls a layer several times
         self._told = False
+        self.ids: Any = None
         self._resumed = False
         self._counts = dict.fromkeys(("hits", "extended", "misses", "checks"), 0)
         self._main = getattr(unwrapped(model), "main_input_name", None)
@@ -235,7 +237,7 @@ class PrefixCache:
 
     def _around(self, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """One forward pass of the model."""
-        ids = kwargs.pop(self._key, None)
+        self.ids = ids = kwargs.pop(self._key, None)
         idle = not self.boundary or self.paused or self.refused is not None
         if idle or self._prefix.current is not None:
             return call(*args, **kwargs)

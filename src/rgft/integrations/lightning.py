@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import lightning
@@ -20,7 +21,9 @@ from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
 from rgft.integrations.counted_cache import counted_cache
 from rgft.integrations.foreign_checkpoint import begin_anew
+from rgft.integrations.loss_watch import LossWatch
 from rgft.integrations.pacing import pace
+from rgft.residuals import Ledger
 from rgft.scoring import Probe
 from rgft.spending import Spending, parse_budget
 
@@ -40,20 +43,25 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
             that calls its network with `sample_ids`; None to compute it at each visit.
         network: Name of the attribute of the LightningModule that holds the network, as
             `training_step` calls it; None for its only child with parameters.
+        residuals: Where to write how wrong the network was on each training sample, as Parquet,
+            when training ends; for a `training_step` that calls its network with `labels` and with
+            `sample_ids`, the samples' positions (see `LossWatch`).
 
     Attributes:
         guide: The guide, from the start of training on.
         spending: What has been spent, where there is a budget.
         cache: The prefix cache, where one was asked for.
+        ledger: The residual ledger, where one was asked for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - all have defaults
         self,
         config: Config | None = None,
         probe: Probe | None = None,
         budget: float | str | None = None,
         prefix_cache: Storage | None = None,
         network: str | None = None,
+        residuals: str | Path | None = None,
     ) -> None:
         self.config = config or Config()
         self.guide: Guide | None = None
@@ -62,6 +70,9 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
         self._probe, self._storage, self._network = probe, prefix_cache, network
         self._budget = None if budget is None else parse_budget(str(budget))
         self._saved: Mapping[str, Any] = {}
+        self.ledger: Ledger | None = None
+        self._residuals = residuals
+        self._watch: LossWatch | None = None
         if self._budget is not None and self._budget.auto:
             raise InputError(
                 "budget='auto' decides between evaluations, which Lightning does not let a "
@@ -96,11 +107,18 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
         if self._storage is not None:
             meter = None if self.spending is None else self.spending.meter
             self.cache = counted_cache(network, self._storage, meter)
+        if self._residuals is not None:
+            dataset = getattr(trainer.train_dataloader, "dataset", None)
+            self._watch = LossWatch(network, dataset, self._residuals)
+            self._watch.beside(self.cache)
+            self.ledger = self._watch.ledger
         self._resume(trainer)
 
     def _resume(self, trainer: lightning.Trainer) -> None:
         """Take over what `load_state_dict` was given."""
         saved, self._saved = self._saved, {}
+        if self._watch is not None and trainer.global_step:
+            self._watch.resume(saved.get("residuals"), trainer.global_step)
         if trainer.global_step and not saved:
             begin_anew(self.spending, trainer.global_step)
         if not saved:
@@ -128,6 +146,8 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
         Raises:
             InputError: The network that the budget counts was not called.
         """
+        if self._watch is not None:
+            self._watch.check_seen()
         if self.spending is None or trainer.fit_loop._should_accumulate():
             return
         if not self.spending.meter.batches:
@@ -142,12 +162,16 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
         """Let go of the optimizer. The error map stays readable."""
         del trainer, args
         self._let_go()
+        if self._watch is not None:
+            self._watch.write()
 
     def on_exception(self, trainer: lightning.Trainer, *args: Any) -> None:
         """Leave the network as it was."""
         del trainer, args
         if self.cache is not None:
             self.cache.close()
+        if self._watch is not None:
+            self._watch.close()
 
     def state_dict(self) -> dict[str, Any]:
         """What Lightning writes to its checkpoints."""
@@ -158,6 +182,8 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
             state["spending"] = self.spending.state_dict()
         if self.cache is not None:
             state["prefix_cache"] = self.cache.state_dict()
+        if self.ledger is not None:
+            state["residuals"] = self.ledger.state_dict()
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -165,7 +191,9 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
         self._saved = state_dict
 
     def _let_go(self) -> None:
-        """End the cache, the guide and the counting, as far as there are any."""
+        """End the cache, the guide, the counting and the watch, as far as there are any."""
+        if self._watch is not None:
+            self._watch.close()
         if self.cache is not None:
             self.cache.close()
         if self.guide is not None:

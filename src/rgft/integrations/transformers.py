@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -28,7 +29,9 @@ from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
 from rgft.integrations.counted_cache import counted_cache
 from rgft.integrations.foreign_checkpoint import begin_anew
+from rgft.integrations.loss_watch import LossWatch
 from rgft.integrations.pacing import pace, set_rates
+from rgft.residuals import Ledger
 from rgft.scoring import Probe
 from rgft.spending import Spending, parse_budget
 from rgft.stages import Yardstick
@@ -63,25 +66,31 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         prefix_cache: Where to keep what the frozen deepest layers put out, for batches that carry
             `sample_ids` (see `PrefixCache`); None to compute it at each visit.
         meter: Counts FLOPs, where something else than a budget needs them.
+        residuals: Where to write how wrong the model was on each training sample, as Parquet, when
+            training ends; for samples that carry their position as `sample_ids` (see `LossWatch`).
 
     Attributes:
         guide: The guide, from the start of training on.
         spending: What has been spent, where there is a budget.
         cache: The prefix cache, where one was asked for.
+        ledger: The residual ledger, where one was asked for.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - all have defaults
         self,
         config: Config | None = None,
         probe: Probe | None = None,
         budget: float | str | Spending | None = None,
         prefix_cache: Storage | None = None,
         meter: FlopMeter | None = None,
+        residuals: str | Path | None = None,
     ) -> None:
         self.config = config or Config()
         self.probe = probe
         self.cache: PrefixCache | None = None
-        self._storage, self._meter = prefix_cache, meter
+        self.ledger: Ledger | None = None
+        self._storage, self._meter, self._residuals = prefix_cache, meter, residuals
+        self._watch: LossWatch | None = None
         self.guide: Guide | None = None
         self.spending = budget if isinstance(budget, Spending) else None
         self._scheduler: LambdaLR | None = None
@@ -117,20 +126,43 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if self._storage is not None:
             meter = self._meter or (None if self.spending is None else self.spending.meter)
             self.cache = counted_cache(model, self._storage, meter)
-        name = type(self).__name__
-        saved = (state.stateful_callbacks or {}).get(name)
-        if state.global_step and not saved:
+        if self._residuals is not None:
+            self._begin_to_watch(args, model, kwargs["train_dataloader"])
+        self._take_over(state, control)
+        state.stateful_callbacks[type(self).__name__] = self.state()
+
+    def _take_over(self, state: TrainerState, control: TrainerControl) -> None:
+        """Go on from a checkpoint, where the Trainer does."""
+        if not state.global_step:
+            return
+        saved = (state.stateful_callbacks or {}).get(type(self).__name__)
+        attributes = (saved or {}).get("attributes", {})
+        if not saved:
             begin_anew(self.spending, state.global_step)
-        if saved and state.global_step:
-            self.guide.load_state_dict(decode_state(saved["attributes"]["guide"]))
-            if self.spending is not None:
-                if "spending" not in saved["attributes"]:
-                    begin_anew(self.spending, state.global_step)
-                self.spending.load_state_dict(saved["attributes"]["spending"])
-                control.should_training_stop = self.spending.finished
-            if self.cache is not None and "prefix_cache" in saved["attributes"]:
-                self.cache.load_state_dict(decode_state(saved["attributes"]["prefix_cache"]))
-        state.stateful_callbacks[name] = self.state()
+        elif self.guide is not None:
+            self.guide.load_state_dict(decode_state(attributes["guide"]))
+        if saved and self.spending is not None:
+            if "spending" not in attributes:
+                begin_anew(self.spending, state.global_step)
+            self.spending.load_state_dict(attributes["spending"])
+            control.should_training_stop = self.spending.finished
+        if self.cache is not None and "prefix_cache" in attributes:
+            self.cache.load_state_dict(decode_state(attributes["prefix_cache"]))
+        if self._watch is not None:
+            text = attributes.get("residuals")
+            self._watch.resume(None if text is None else decode_state(text), state.global_step)
+
+    def _begin_to_watch(self, args: TrainingArguments, model: nn.Module, loader: Any) -> None:
+        """Keep the residual ledger."""
+        assert self._residuals is not None
+        if args.remove_unused_columns:
+            raise InputError(
+                "residuals: the Trainer removes sample_ids from the batches; give it "
+                "remove_unused_columns=False"
+            )
+        self._watch = LossWatch(model, loader.dataset, self._residuals)
+        self._watch.beside(self.cache)
+        self.ledger = self._watch.ledger
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -164,6 +196,8 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     ) -> None:
         """Stop when the budget is spent; ask for an evaluation at the end of a stage."""
         del state, kwargs
+        if self._watch is not None:
+            self._watch.check_seen()
         if self._stage_ended:
             control.should_evaluate = True
             control.should_save = control.should_save or args.load_best_model_at_end
@@ -198,6 +232,8 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Let go of the optimizer. The error map stays readable."""
         del args, state, control, kwargs
         self._let_go()
+        if self._watch is not None:
+            self._watch.write()
         if self._budget is not None and self.spending is not None:
             self.spending.meter.close()
             self._say_what_is_left(self.spending)
@@ -226,6 +262,8 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             attributes["spending"] = self.spending.state_dict()
         if self.cache is not None:
             attributes["prefix_cache"] = encode_state(self.cache.state_dict())
+        if self.ledger is not None:
+            attributes["residuals"] = encode_state(self.ledger.state_dict())
         return {"args": {}, "attributes": attributes}
 
     def _probed(self, count: int) -> Iterator[Tensor]:
@@ -239,7 +277,9 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.cache.paused = paused
 
     def _let_go(self) -> None:
-        """End the cache and the guide, as far as there are any."""
+        """End the cache, the guide and the watch, as far as there are any."""
+        if self._watch is not None:
+            self._watch.close()
         if self.cache is not None:
             self.cache.close()
         if self.guide is not None:

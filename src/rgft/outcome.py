@@ -1,0 +1,68 @@
+"""What a finished run came to: its metrics, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rgft import records
+from rgft.integrations.transformers import RGFTCallback
+from rgft.launch import Launch
+from rgft.preparation import Prepared
+from rgft.recorder import RunRecorder, strip
+from rgft.run_trainer import RunTrainer
+from rgft.spending import Spending
+
+TIMES = ("train", "processor", "overhead", "evaluate")
+
+
+def outcome(
+    trainer: RunTrainer,
+    prepared: Prepared,
+    recorder: RunRecorder,
+    guidance: RGFTCallback,
+    launch: Launch,
+) -> dict[str, Any]:
+    """Metrics of every split but train, and what the run cost. Every process has to ask."""
+    results: dict[str, dict[str, float]] = {}
+    for split, examples in prepared.examples.items():
+        if split != "train":
+            measured = trainer.predict(examples, metric_key_prefix=split).metrics
+            recorder.totals["evaluate"] += measured[f"{split}_runtime"]
+            results[split] = strip(measured, f"{split}_")
+    spending = prepared.spending
+    full = recorder.full if spending is None else round(spending.full)
+    parameters = list(prepared.model.parameters())
+    components = recorder.components()
+    return {
+        "budget_auto": stage_record(spending) if prepared.auto and spending else None,
+        "metrics": results,
+        "history": recorder.history,
+        "train_loss": recorder.train_loss,
+        "flops": {"spent": recorder.spent, "full": full, "share": recorder.spent / full},
+        "seconds": {
+            **{key: recorder.totals[key] for key in TIMES},
+            "prepare": prepared.seconds,
+        },
+        "visits": int(prepared.sampling.ledger.visits.sum()),
+        "prefix_cache": None if guidance.cache is None else guidance.cache.counts,
+        "peak_memory_bytes": _most(records.peak_memory_bytes(), launch),
+        "parameters": {
+            "total": sum(p.numel() for p in parameters),
+            "trainable": sum(c["numel"] for c in components),
+            "updated_per_step": recorder.updated_per_step(),
+        },
+        "components": components,
+    }
+
+
+def stage_record(spending: Spending) -> dict[str, Any]:
+    """The stages of a run that found its own budget, and which of them its model is of."""
+    return {"stages": [asdict(stage) for stage in spending.stages], "chosen": spending.best}
+
+
+def _most(held: int | None, launch: Launch) -> int | None:
+    """The most that one of the processes has held; None where the system does not tell."""
+    if launch.processes is None:
+        return held
+    return max(map(int, launch.processes.lists([str(held or 0)]))) or None
