@@ -178,7 +178,7 @@ def run(cell: Cell, model_folder: Path, data: Path) -> Row:
             peft_config=LoraConfig(
                 task_type="CAUSAL_LM", r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"
             )
-            if method.lora
+            if method.adapter == "lora"
             else None,
             callbacks=[curve.callback(), *([] if callback is None else [callback])],
         )
@@ -194,7 +194,7 @@ def run(cell: Cell, model_folder: Path, data: Path) -> Row:
     after = merged = difference = None
     if main:
         after = generate(tuned, tokenizer, prompt)
-        if method.lora:
+        if method.adapter == "lora":
             inputs = torch.tensor([tokenizer.encode(after or "nothing")])
             with torch.no_grad():
                 wanted = tuned(input_ids=inputs).logits

@@ -61,15 +61,16 @@ def saved_activations(method: str, frozen_below: int) -> int:
     from torch import Tensor  # noqa: PLC0415
 
     import rgft  # noqa: PLC0415
+    from rgft.adapters import ADAPTERS  # noqa: PLC0415
     from rgft.models import load_classifier, load_tokenizer  # noqa: PLC0415
-    from rgft.preparation import add_lora  # noqa: PLC0415
 
     torch.manual_seed(0)
     tokenizer = load_tokenizer("minilm")
     found = rgft.find_method(method)
     names = tuple("012345")
     model = load_classifier("minilm", names, tokenizer.pad_token_id).train()
-    model = add_lora(model, 8) if found.lora else model
+    if found.adapter is not None:
+        model = ADAPTERS[found.adapter].add(model, 8)
     for parameter in model.parameters():
         parameter.grad = None
     trained = [p for p in model.parameters() if p.requires_grad]

@@ -52,7 +52,7 @@ def test_seconds_of_components(
     assert call(monkeypatch, "inspect", *given) == 0
     printed = capsys.readouterr().out
     assert [row[6:] for row in cells(printed)] == [["0.5", "0.5"]] * len(cells(printed))
-    assert "32 x 64 tokens on this machine, 0.5 for full fine-tuning" in printed
+    assert "(32 texts of 64 tokens, or 32 images) on this machine, 0.5 for full" in printed
     assert "off by 0% on those" in printed
     assert call(monkeypatch, "inspect", *given, "--json") == 0
     for row in json.loads(capsys.readouterr().out):

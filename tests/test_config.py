@@ -19,9 +19,12 @@ NUMBERS: dict[str, tuple[list[Any], list[Any]]] = {
     "floor": ([0, 1, 0.1], [-0.1, 1.1]),
     "rate": ([1, 0.5], [0, -1, 1.5]),
     "decay": ([1, 0.5], [0, -1, 1.5]),
+    "temperature": ([0.1, 2], [0, -1, math.inf]),
+    "drop": ([0, 0.5], [-0.1, 1]),
     "unfrozen_by": ([1, 0.25], [0, -1, 1.5]),
 }
 WHOLE: dict[str, tuple[list[Any], list[Any]]] = {
+    "active": ([1, 4], [0, -1]),
     "every": ([1, 1000], [0, -1]),
     "probe_samples": ([1, 64], [0, -1]),
     "warmup": ([0, 10], [-1]),

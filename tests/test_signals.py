@@ -251,6 +251,7 @@ def test_find_signal() -> None:
     assert {name for name in SIGNALS if find_signal(name, 2).source != "gradient"} == {
         "decrease",
         "fisher",
+        "improvement",
         "signal-to-noise",
     }
     with pytest.raises(

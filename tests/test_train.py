@@ -166,6 +166,9 @@ def test_same_seed_same_run_other_seed_other_run(
     assert not torch.equal(*(w["classifier.weight"] for w in weights))
 
 
+FINE = {"policy=biases": "parameter", "policy=drop-backward": "block"}
+
+
 @pytest.mark.parametrize(
     "setting",
     [
@@ -180,7 +183,7 @@ def test_settings_of_the_command(
 ) -> None:
     given = ["--model", short.model, "--data", str(short.data), "--epochs", "1"]
     given += ["--batch-size", "8", "--evaluations", "1", "--set", "every=2", "--set", setting]
-    given += ["--budget", "0.9"] if setting == "policy=purchase" else []
+    given += ["--granularity", FINE[setting]] if setting in FINE else []
     assert call(monkeypatch, "train", *given, "--output-dir", str(tmp_path / "run")) == 0
     key, _, text = setting.partition("=")
     used = record_of(tmp_path / "run")["config"][key]

@@ -42,7 +42,7 @@ from rgft.run_folder import (
     save_ledgers,
 )
 from rgft.run_trainer import RunTrainer
-from rgft.spec import RunSpec, command
+from rgft.spec import RunSpec, arguments, command
 from rgft.spending import parse_budget
 from rgft.storage import storage_problem
 
@@ -109,8 +109,9 @@ def run(
 
 
 def _known(spec: RunSpec) -> RunSpec:
-    """With folders by absolute paths, and a method that there is."""
+    """With folders by absolute paths, a known method, and settings that a record can hold."""
     spec = _anywhere(spec)
+    arguments(spec)
     extend(spec.extend or ())
     find_method(spec.method)
     return spec
