@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import time
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,22 @@ def finish(process: BaseProcess, seconds: float = 120) -> int:
     process.join(seconds)
     assert process.exitcode is not None, "still running"
     return process.exitcode
+
+
+def assert_a_kill_leaves_no_trace(arguments: list[str], folder: Path) -> None:
+    """A run killed after its first checkpoint and resumed ends as one that no one killed."""
+    warm_up()
+    whole, cut = folder / "whole", folder / "cut"
+    assert finish(start([*arguments, "--output-dir", str(whole)], whole)) == 0
+    process = start([*arguments, "--output-dir", str(cut)], cut)
+    while not list(cut.glob("checkpoints/checkpoint-*")):
+        time.sleep(0.01)
+        assert process.is_alive() or record_of(cut)["status"] == "finished"
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert finish(start(["train", "--resume", "--output-dir", str(cut)], cut)) == 0
+    assert_same(whole, cut)
 
 
 def printed(output: Path, name: str) -> str:

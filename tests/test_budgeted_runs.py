@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,13 +13,14 @@ import pytest
 from rgft.batches import TextInputs
 from rgft.budgeting import batch_shapes, full_fine_tuning_flops
 from rgft.costs import CostModel
+from rgft.errors import InputError
 from rgft.methods import METHODS
 from rgft.models import load_classifier
 from rgft.policies import find_policy
 from rgft.spec import RunSpec, command
 from rgft.tasks import load_folder
 from rgft.train import run
-from runs import assert_same, finish, record_of, start, warm_up
+from runs import assert_a_kill_leaves_no_trace
 
 
 @pytest.fixture(scope="module")
@@ -151,22 +150,10 @@ RESUMED = {
 
 @pytest.mark.parametrize("case", RESUMED)
 def test_a_killed_run_resumes_to_the_same_bits(spec: RunSpec, tmp_path: Path, case: str) -> None:
-    warm_up()
     method, _, _ = case.partition(",")
     options = {"method": method, "budget": "0.6", "evaluations": 2, **RESUMED[case]}
     given = replace(spec, **options)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    arguments = command(given).split()[1:]
-    assert finish(start([*arguments, "--output-dir", str(whole)], whole)) == 0
-    process = start([*arguments, "--output-dir", str(cut)], cut)
-    while not list(cut.glob("checkpoints/checkpoint-*")):
-        time.sleep(0.01)
-        assert process.is_alive() or record_of(cut)["status"] == "finished"
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert finish(start(["train", "--resume", "--output-dir", str(cut)], cut)) == 0
-    assert_same(whole, cut)
+    assert_a_kill_leaves_no_trace(command(given).split()[1:], tmp_path)
 
 
 def test_rare_classes_can_count_more(spec: RunSpec, tmp_path: Path) -> None:
@@ -196,6 +183,18 @@ def test_dropout_can_be_turned_off_without_a_budget(spec: RunSpec, tmp_path: Pat
     off = run(replace(given, dropout=False), tmp_path / "off")
     assert (acts["dropout"], off["dropout"]) == (True, False)
     assert acts["train_loss"] != off["train_loss"]
+
+
+def test_turning_off_dropout_that_is_not_there_is_refused(spec: RunSpec, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(spec.model, model)
+    config = json.loads((model / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (model / "config.json").write_text(json.dumps(config))
+    given = replace(spec, model=str(model), method="full", epochs=1, settings={})
+    assert run(given, tmp_path / "plain")["status"] == "finished"
+    with pytest.raises(InputError, match="--no-dropout has no effect"):
+        run(replace(given, dropout=False), tmp_path / "off")
 
 
 def test_products_can_be_in_16_bits(spec: RunSpec, tmp_path: Path) -> None:

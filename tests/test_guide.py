@@ -842,10 +842,17 @@ def count_reads(config: Config, steps: int) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("every", [1, 4])
-@pytest.mark.parametrize("policy", ["normalized-max", "rank", "top", "uniform"])
-@pytest.mark.parametrize("lag", [True, False])
+@pytest.mark.parametrize(
+    ("policy", "lag"),
+    [
+        *(
+            (policy, lag)
+            for policy in ("normalized-max", "rank", "uniform")
+            for lag in (True, False)
+        ),
+        ("top", True),  # what freezes needs lag
+    ],
+)
 def test_the_device_is_waited_for_once_per_decision(every: int, policy: str, lag: bool) -> None:
-    if policy == "top" and not lag:
-        pytest.skip("a policy that freezes needs lag")
     counts = count_reads(Config(every=every, policy=policy, lag=lag), 12)
     assert counts == [(1 if t % every == 0 else 0, 0) for t in range(1, 13)]

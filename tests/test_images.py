@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import random
-import signal
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +31,7 @@ from rgft.survey import ridge_explained
 from rgft.tasks import load_folder
 from rgft.tasks.images import decode_image
 from rgft.train import run
-from runs import assert_same, call, finish, record_of, start, warm_up
+from runs import assert_a_kill_leaves_no_trace, call, record_of
 
 KINDS = list(tiny_images.MODELS)
 
@@ -137,21 +134,9 @@ def test_layers_of_a_vision_transformer_can_be_dropped(spec: RunSpec, tmp_path: 
 
 
 def test_a_killed_run_resumes_to_the_same_bits(spec: RunSpec, tmp_path: Path) -> None:
-    warm_up()
     options: dict[str, Any] = {"settings": {"frozen_below": 2}, "prefix_cache": "float32"}
     given = replace(spec, budget="0.9", evaluations=2, skip=0.5, epochs=3, **options)
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    arguments = command(given).split()[1:]
-    assert finish(start([*arguments, "--output-dir", str(whole)], whole)) == 0
-    process = start([*arguments, "--output-dir", str(cut)], cut)
-    while not list(cut.glob("checkpoints/checkpoint-*")):
-        time.sleep(0.01)
-        assert process.is_alive() or record_of(cut)["status"] == "finished"
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGKILL)
-    process.join()
-    assert finish(start(["train", "--resume", "--output-dir", str(cut)], cut)) == 0
-    assert_same(whole, cut)
+    assert_a_kill_leaves_no_trace(command(given).split()[1:], tmp_path)
 
 
 def test_full_fine_tuning_costs_what_it_was_priced_at(

@@ -49,6 +49,9 @@ def misa(situation: Situation, top: float, temperature: float) -> Tensor:
         situation: Where it is decided.
         top: Most parameter elements that train, as a share of those that compete.
         temperature: T; large values draw uniformly.
+
+    Raises:
+        InputError: No component fits into that share.
     """
     free = ~(situation.always | situation.never) & (situation.depth > 0)
     competing = torch.nonzero(free).flatten()
