@@ -264,6 +264,20 @@ def test_processes_that_no_launcher_started(
     assert "RANK is not set" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "RANK"])
+def test_an_environment_that_no_launcher_made(
+    variable: str,
+    given: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(variable, "two")
+    assert call(monkeypatch, *given, "--output-dir", str(tmp_path / "run")) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{variable} is 'two' in the environment" in line
+
+
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_launchers(launcher: str, given: list[str], tmp_path: Path) -> None:
     one(given, tmp_path / "one")

@@ -33,8 +33,8 @@ LOST = ("connection", "gloo", "nccl", "timed out", "socket")  # in what a collec
 
 
 def launched() -> int:
-    """How many processes were started together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    """How many processes were started together; 1 if the environment says it unreadably."""
+    return int(said) if (said := os.environ.get("WORLD_SIZE", "1")).isdecimal() else 1
 
 
 def leads() -> bool:
@@ -119,6 +119,12 @@ def join() -> Launch:
 
 def _check_launcher() -> None:
     """Refuse what a launcher asks for behind the back of the command."""
+    for variable in ("WORLD_SIZE", "RANK"):
+        if not os.environ.get(variable, "1").isdecimal():
+            raise InputError(
+                f"{variable} is {os.environ[variable]!r} in the environment; it has to be a "
+                "number: start rgft train with torchrun or accelerate launch, or unset it"
+            )
     for variable, engine in ENGINES.items():
         if os.environ.get(variable, "false").lower() not in ("false", "0", ""):
             raise InputError(
