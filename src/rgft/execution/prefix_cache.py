@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -16,12 +15,12 @@ from rgft.errors import InputError
 from rgft.execution.cache_use import CacheUse
 from rgft.execution.interception import Call, Interception, undisturbed
 from rgft.execution.output_difference import largest_difference
-from rgft.execution.prefix_batch import Samples, read_samples
+from rgft.execution.prefix_batch import Samples
 from rgft.execution.prefix_comparisons import Comparisons
-from rgft.execution.prefix_forward import Forward, PrefixLayers
+from rgft.execution.prefix_forward import Forward, PrefixLayers, automatic_precision
 from rgft.execution.prefix_weights import PrefixWeights, depths, prefix_layers
+from rgft.execution.sample_reader import SampleReader
 from rgft.execution.stored_samples import Storage, StoredSamples
-from rgft.structure.layers import unwrapped
 
 MODES = ("error", "warn")
 
@@ -95,12 +94,10 @@ class PrefixCache:
         self._weights: PrefixWeights | None = None
         self._comparisons = Comparisons(storage.format)
         self._repeats = False  # whether the model calls a layer several times
-        self._told = False
         self.ids: Any = None
         self._resumed = False
         self._counts = dict.fromkeys(("hits", "extended", "misses", "checks"), 0)
-        self._main = getattr(unwrapped(model), "main_input_name", None)
-        self._positional = list(inspect.signature(model.forward).parameters)
+        self._reader = SampleReader(model, key)
         self._interception = Interception(model, self._around)
 
     def __enter__(self) -> PrefixCache:
@@ -243,13 +240,17 @@ class PrefixCache:
             return call(*args, **kwargs)
         self._check_frozen()
         self._follow_weights()
-        samples = self._samples(ids, args, kwargs)
+        samples = self._reader.samples(ids, args, kwargs)
         if self._resumed:
             self._resumed = False
             with undisturbed(self._model):
                 self._prefix.run(Forward(None), call, args, kwargs)
         forward = self._planned(samples)
-        if samples is not None and forward.start and self._untested(samples):
+        if (
+            samples is not None
+            and forward.start
+            and self._comparisons.untested(samples, self._stored)
+        ):
             self._verify(samples, call, args, kwargs)
             if self.refused is not None:
                 return call(*args, **kwargs)
@@ -267,40 +268,16 @@ class PrefixCache:
                 "gradient; freeze it, lower the boundary, or set paused for this step"
             )
 
-    def _samples(self, ids: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Samples | None:
-        """The samples of the batch; None if it names none, or is of generation."""
-        if kwargs.get("past_key_values") is not None or kwargs.get("use_cache"):
-            return None
-        if ids is None:
-            training = self._model.training and torch.is_grad_enabled()
-            if training and not self._told:
-                self._told = True
-                warnings.warn(
-                    f"a training batch has no '{self._key}': the prefix cache spares it nothing; "
-                    "let the collator add one id a sample",
-                    RuntimeWarning,
-                    stacklevel=5,
-                )
-            return None
-        inputs = {**dict(zip(self._positional, args, strict=False)), **kwargs}
-        return read_samples(ids, inputs, self._main)
-
     def _planned(self, samples: Samples | None) -> Forward:
         """What can be spared of a batch."""
         if samples is None:
             return Forward(None)
-        depths = self._stored.usable(samples, self._precision())
+        depths = self._stored.usable(samples, automatic_precision(self._model))
         mixed = self._repeats and len(set(depths)) > 1
         start = 0 if mixed else min(depths, default=0)
         if start and self._prefix.known(start) and (rows := self._stored.find(samples, depths)):
             return Forward(samples, start, rows)
         return Forward(samples)
-
-    def _precision(self) -> str:
-        """What automatic mixed precision does now."""
-        device = next(self._model.parameters()).device.type
-        automatic = torch.is_autocast_enabled(device)
-        return str(torch.get_autocast_dtype(device)) if automatic else "none"
 
     def _conclude(self, forward: Forward) -> None:
         """Count and store what a forward pass has computed."""
@@ -316,16 +293,15 @@ class PrefixCache:
         self._counts[kind] += len(forward.samples.ids) - len(there)
         if forward.computed is not None:
             rows = {i: row for i, row in enumerate(forward.computed) if i not in there}
-            self._stored.keep(forward.samples, rows, self.boundary, self._precision())
-
-    def _untested(self, samples: Samples) -> set[str]:
-        return self._comparisons.untested(samples, self._stored)
+            self._stored.keep(
+                forward.samples, rows, self.boundary, automatic_precision(self._model)
+            )
 
     def _verify(
         self, samples: Samples, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         """Compare the outputs of the model with and without the cache."""
-        aspects = self._untested(samples)
+        aspects = self._comparisons.untested(samples, self._stored)
         with self._checking(), undisturbed(self._model):
             cached = self._planned(samples)
             if not cached.start:

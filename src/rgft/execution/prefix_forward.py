@@ -175,3 +175,10 @@ class PrefixLayers:
             )
             return
         forward.computed = split(hidden, samples.mask)
+
+
+def automatic_precision(model: nn.Module) -> str:
+    """The number format of automatic mixed precision as it is now set, or "none"."""
+    device = next(model.parameters()).device.type
+    automatic = torch.is_autocast_enabled(device)
+    return str(torch.get_autocast_dtype(device)) if automatic else "none"
