@@ -32,6 +32,7 @@ PUBLISHED: dict[str, Method] = {
             policy="misa",
             top=0.03,
             every=50,
+            warmup=1,
             probe_every=0,
         ),
     ),
@@ -42,7 +43,12 @@ PUBLISHED: dict[str, Method] = {
     "greentrainer": Method(
         "tensors of the most loss decrease that a step of 60% can pay for (Huang et al. 2024)",
         Config(
-            granularity="parameter", signal="improvement", policy="purchase", beta=0.0, every=50
+            granularity="parameter",
+            signal="improvement",
+            policy="purchase",
+            beta=0.0,
+            every=50,
+            warmup=1,
         ),
     ),
     "dropbp": Method(
