@@ -75,7 +75,7 @@ app.add_command(report)
 @click.option("--label-column", help="Label column.  [detected]")
 @click.option("--method", help=f"One of: {', '.join(METHODS)}.  [rgft]")
 @click.option("--epochs", type=float, help="Passes over the training data.  [3]")
-@click.option("--lr", type=float, help="Peak learning rate.  [the method's]")
+@click.option("--lr", type=float, help="Peak learning rate.  [the method's, scaled to the model]")
 @click.option(
     "--seed", type=int, help="Seed of the head, the order of the data, dropout and the method.  [0]"
 )

@@ -40,6 +40,7 @@ from rgft.methods import Method, Recipe, find_method
 from rgft.opening import frozen_share
 from rgft.policies import find_policy
 from rgft.progress import waiting
+from rgft.rate_scale import rate_scale
 from rgft.residuals import Ledger
 from rgft.run_trainer import Sampling
 from rgft.sampling import class_weights
@@ -202,7 +203,7 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
     if not dropout and turn_off_dropout(model) == 0 and spec.dropout is not None:
         raise InputError("--no-dropout has no effect: this model has no dropout; leave it out")
     seconds = time.perf_counter() - started
-    lr = recipe.lr if spec.lr is None else spec.lr
+    lr = _own_rate(recipe, method, model) if spec.lr is None else spec.lr
     batch_size = spec.batch_size or recipe.batch_size
     check_divides(batch_size, launch.size)
     ledger = Ledger(len(examples["train"]))
@@ -238,6 +239,11 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
         seconds=seconds,
         layers=Layers(count_layers(model), of),
     )
+
+
+def _own_rate(recipe: Recipe, method: Method, model: nn.Module) -> float:
+    """The learning rate of a recipe; what adapters add is not of the model's width."""
+    return recipe.lr if method.adapter else recipe.lr * rate_scale(model)
 
 
 def _spending(  # noqa: PLR0913 - what it is made of

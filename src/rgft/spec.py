@@ -49,7 +49,7 @@ class RunSpec:
         label_column: Label column of the user's own data; detected by default.
         method: A name in `rgft.METHODS`.
         epochs: Passes over the training data.
-        lr: Peak learning rate; None for the method's own.
+        lr: Peak learning rate; None for the method's own, scaled to the model (`rgft.rate_scale`).
         seed: Of the head, the order of the data, dropout and the method.
         budget: Share of the FLOPs of full fine-tuning ("0.3"), or a time ("20min"),
             or "auto"; None for none.

@@ -28,6 +28,7 @@ PENALTIES = tuple(10.0**exponent for exponent in range(-3, 5))
 ENOUGH = 0.9  # of the best layer's R^2: the layers below add nothing
 SOMETHING = 0.15  # least R^2 of the best layer at which the labels count as known
 NOISE = 0.03  # R^2 up to which no layer is told from another
+LAST = 6  # one layer of so many is of the pre-training's own, where the labels do not tell
 TOO_FEW = "a survey needs samples with different labels, it got {} samples; give it more"
 
 
@@ -70,21 +71,25 @@ class Survey:
         """How many layers are of use: up to the one after that whose output explains most.
 
         What pre-training has the last layers do is its own task; they can undo what a layer below
-        them knows of this one. One more is kept if even the best explains less than `something`,
-        since the answer has to be made there, and all are if it explains no more than `noise`.
+        them knows of this one. If even the best explains less than `something`, the answer has to
+        be made, and one layer more is kept, but never the last sixth of all; if it explains no more
+        than `noise`, only that sixth is not. (That the last layers matter least to a task is no
+        matter of one task: Sajjad et al. 2023, "On the effect of dropping layers of pre-trained
+        transformer models".)
 
         >>> Survey((1, 2, 3, 4), (0.2, 0.5, 0.4, 0.3), 1000).layers()
         3
         >>> Survey((1, 2, 3, 4), (0.07, 0.05, 0.04, 0.03), 1000).layers()
         3
-        >>> Survey((1, 2, 3), (0.0, 0.01, 0.0), 1000).layers()
-        3
+        >>> Survey((1, 2, 3, 4, 5, 6), (0.0, 0.01, 0.0, 0.0, 0.0, 0.0), 1000).layers()
+        5
         """
-        best = max(self.explained)
-        if best <= noise:
-            return len(self.explained)
-        after = 1 if self.known(something) else 2
-        return min(self.explained.index(best) + 1 + after, len(self.explained))
+        count, best = len(self.explained), max(self.explained)
+        first_best = self.explained.index(best) + 1
+        if self.known(something):
+            return min(first_best + 1, count)
+        most = count - count // LAST
+        return most if best <= noise else min(first_best + 2, most)
 
 
 def survey(model: nn.Module, batches: Iterable[dict[str, Any]], label: str = "labels") -> Survey:

@@ -12,7 +12,7 @@ GUIDED: dict[str, Method] = {
         surveyed=Surveyed(
             shallow=Recipe(4e-4, 16, dropout=False),
             wide=Recipe(1.2e-4, 16, dropout=False),
-            deep=Recipe(7e-5, 8, 0.98, dropout=False),
+            deep=Recipe(1e-4, 16, 0.98, dropout=False),
         ),
     ),
     "rgft-rank": Method(
