@@ -28,7 +28,7 @@ MARK = re.compile(r"(<!-- records: (\S+) (\S+) -->\n).*?(<!-- /records -->)", re
 TABLES = {
     "leaderboard": tables.leaderboard,
     "against-full": tables.against_full,
-    "levers": tables.ablations,
+    "levers": tables.lever_table,
     "targets": tables.targets,
     "runs": tables.runs,
 }

@@ -1,7 +1,7 @@
 """Suites in which every arm differs from the first in one thing, on a tiny model in its place.
 
-A BERT of as many layers as MiniLM, a few random rows in the hub's schema, and the suite's options but for
-the learning rate, which is large so that every difference shows.
+A BERT of as many layers as MiniLM, a few random rows in the hub's schema, and the suite's options
+but for the learning rate, which is large so that every difference shows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from rgft.bench.suite import Arm, Suite, load_suite
 SUITES = Path(__file__).parent.parent / "benchmarks" / "suites"
 ROWS = {"train": 192, "validation": 16}
 RATE = 1e-2
-# the labels are noise, so that no layer knows them: all are kept and train, and no output is stored;
-# there are as many of each, and no sample is visited twice
+# the labels are noise, so that no layer knows them: all are kept and train, and no output is
+# stored; there are as many of each, and no sample is visited twice
 NO_EFFECT_HERE = ("all-layers", "no-cache", "no-balance", "skip-half")
 
 
