@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from rgft.bench import ablations
+from rgft.bench import ablations, maps
 from rgft.bench.cells import by_key
 from rgft.bench.figures import MOST_MAPS, error_maps, profile, quality_cost, waterfall
 from rgft.bench.journal import FILE, read_records
@@ -82,7 +82,7 @@ def render(records: Sequence[Record], title: str) -> str:
         title=title,
         subtitle=f"{len(latest) - len(failed)} finished runs, {len(failed)} failed",
         failed=failed,
-        tables=all_tables(found),
+        tables=[*all_tables(found), *maps.all_tables(found)],
         panels=shown,
         ablations=ablated,
         sources=_sources(latest),
@@ -128,7 +128,7 @@ def ablation_panels(found: Sequence[Result]) -> list[Panel]:
 def markdown(records: Sequence[Record]) -> str:
     """The tables as Markdown."""
     found = results(records)
-    told = [("##", table) for table in all_tables(found)]
+    told = [("##", table) for table in (*all_tables(found), *maps.all_tables(found))]
     told += [("## Ablation:", table) for table in ablations.all_tables(found)]
     parts = [f"{mark} {t.title}\n\n{t.caption}\n\n{t.markdown()}" for mark, t in told]
     return "\n\n".join(parts) + "\n"
