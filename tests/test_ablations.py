@@ -6,8 +6,9 @@ but for the learning rate, which is large so that every difference shows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,67 +21,72 @@ from rgft.bench.execute import execute
 from rgft.bench.suite import Arm, Suite, load_suite
 
 SUITES = Path(__file__).parent.parent / "benchmarks" / "suites"
+LEVERS, ABLATIONS = (load_suite(SUITES / f"{name}.yaml") for name in ("levers", "ablations"))
+FIRST, *OTHERS = {arm.name: arm for arm in (*LEVERS.arms, *ABLATIONS.arms)}.values()
 ROWS = {"train": 192, "validation": 16}
 RATE = 1e-2
 # the labels are noise, so that no layer knows them: all are kept and train, and no output is
 # stored; there are as many of each, and no sample is visited twice
 NO_EFFECT_HERE = ("all-layers", "no-cache", "no-balance", "skip-half")
+Run = Callable[[Arm, str], dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_run.build_model(tmp_path_factory.mktemp("model") / "model", layers=6)
+def tasks_of(arm: Arm) -> list[str]:
+    return [task.name for task in LEVERS.tasks if arm.runs_on(task)]
 
 
-@pytest.fixture(autouse=True)
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RGFT_DATA", str(tmp_path / "data"))
-    for task in ("trec", "cola"):
-        hub_rows.write(task, tmp_path / "data" / task, ROWS)
-
-
-def small(suite: Suite, arm: Arm, model: Path) -> Cell:
-    """The arm on the last task that it runs on, at the first seed."""
-    task = [task for task in suite.tasks if arm.runs_on(task)][-1]
-    one = cell(suite, Point(suite.models[0], task, arm, arm.budgets[0]), None, suite.seeds[0])
+def small(arm: Arm, task: str, model: Path) -> Cell:
+    """The arm at its first budget and seed."""
+    (place,) = (one for one in LEVERS.tasks if one.name == task)
+    one = cell(LEVERS, Point(LEVERS.models[0], place, arm, arm.budgets[0]), None, LEVERS.seeds[0])
     return replace(one, spec=replace(one.spec, model=str(model), lr=RATE))
 
 
-def run(suite: Suite, model: Path, folder: Path) -> Iterator[tuple[Arm, Mapping[str, Any]]]:
-    """Every arm that is not a cell of levers.yaml, too; and the first."""
-    twice = {arm.name for arm in load_suite(SUITES / "levers.yaml").arms[1:]}
-    for arm in suite.arms:
-        if suite.name != "levers" and arm.name in twice:
-            continue
-        record = execute(small(suite, arm, model), folder / arm.name, threads=1)
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """The record of an arm on a task."""
+    folder = tmp_path_factory.mktemp("ablations")
+    model = tiny_run.build_model(folder / "model", layers=6)
+    for task in LEVERS.tasks:
+        hub_rows.write(task.name, folder / "data" / task.name, ROWS)
+
+    @cache
+    def record_of(arm: str, task: str) -> dict[str, Any]:
+        (one,) = (other for other in (FIRST, *OTHERS) if other.name == arm)
+        record = execute(small(one, task, model), folder / f"{arm}-{task}", threads=1)
         assert record is not None and record["status"] == "finished", record
-        yield arm, record
+        return record
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RGFT_DATA", str(folder / "data"))
+        yield lambda arm, task: record_of(arm.name, task)
 
 
-@pytest.mark.parametrize("name", ["levers", "ablations"])
-def test_every_arm_runs_and_does_something(name: str, tmp_path: Path, model: Path) -> None:
-    suite = load_suite(SUITES / f"{name}.yaml")
+@pytest.mark.parametrize("arm", OTHERS, ids=lambda arm: arm.name)
+def test_every_arm_runs_and_does_something(arm: Arm, run: Run) -> None:
+    task = tasks_of(arm)[-1]
+    record, first = run(arm, task), run(FIRST, task)
+    assert abs(record["flops"]["share"] - 0.3) < 0.1
+    losses = [one["metrics"]["validation"]["loss"] for one in (record, first)]
+    assert (losses[0] != losses[1]) or arm.name in NO_EFFECT_HERE
+
+
+@pytest.mark.parametrize("suite", [LEVERS, ABLATIONS], ids=lambda suite: suite.name)
+def test_every_arm_extends_the_first(suite: Suite) -> None:
     check_arms_differ(suite)
-    assert all(arm.extends == suite.arms[0].name for arm in suite.arms[1:])
-    losses = {}
-    for arm, record in run(suite, model, tmp_path / "runs"):
-        assert abs(record["flops"]["share"] - 0.3) < 0.1, arm.name
-        losses[arm.name] = record["metrics"]["validation"]["loss"]
-    first, *others = losses
-    same = [arm for arm in others if losses[arm] == losses[first]]
-    assert [arm for arm in same if arm not in NO_EFFECT_HERE] == []
+    assert {arm.extends for arm in suite.arms} == {None, FIRST.name}
+    assert [arm.name for arm in suite.arms if arm.extends is None] == [FIRST.name]
 
 
 def test_arms_of_the_same_name_are_the_same_cells() -> None:
-    levers, ablations = (load_suite(SUITES / f"{name}.yaml") for name in ("levers", "ablations"))
-    shared = {arm.name for arm in levers.arms} & {arm.name for arm in ablations.arms}
+    assert LEVERS.tasks == ABLATIONS.tasks
+    shared = {arm.name for arm in LEVERS.arms} & {arm.name for arm in ABLATIONS.arms}
     assert len(shared) >= 4
-    for task in levers.tasks:
-        at = Point(levers.models[0], task, levers.arms[0], 0.3)
+    for task in LEVERS.tasks:
         for name in shared:
             keys = {
-                cell(suite, at._replace(arm=arm), None, 0).key
-                for suite in (levers, ablations)
+                cell(suite, Point(suite.models[0], task, arm, 0.3), None, 0).key
+                for suite in (LEVERS, ABLATIONS)
                 for arm in suite.arms
                 if arm.name == name
             }
