@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import statistics
 from pathlib import Path
@@ -43,6 +44,19 @@ def test_pages_are_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None
         text = path.read_text(encoding="utf-8")
         assert tables.filled(text) == text, f"{path.name}: run python benchmarks/tables.py"
     assert "| trec | 1 | full |" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_page_may_have_every_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("tables")
+    records = [record("rgft", 0, 0.5), ablated("beta", 0, 0, 0.4), ablated("p", 1, 0, 0.4)]
+    lines = [json.dumps(one) + "\n" for one in records]
+    (tmp_path / "x.jsonl").write_text("".join(lines), encoding="utf-8")
+    marks = f"<!-- records: {tmp_path / 'x.jsonl'} ablations -->\n<!-- /records -->"
+    text = tables.filled(marks)
+    assert "**beta, from rgft at budget 0.5**" in text and "**p, from rgft at budget 0.5**" in text
+    assert text.count("| 0 | beta-0 | 40.0 | -10.0 | - |") == 1
+    assert tables.filled(text) == text
 
 
 def test_means_are_those_of_the_chosen_rate() -> None:
@@ -106,6 +120,12 @@ def test_what_the_base_has_is_said_only_where_records_say_it() -> None:
     records = [record("rgft", 0, 0.5), ablated("beta", 0, 0, 0.4)]
     (one,) = all_ablations(results(records))
     assert [row[0] for row in one.rows] == ["as in rgft", "0"]
+    for other, said in ((8, "8"), (16, "as in rgft")):  # a survey may choose by task
+        records = [record("rgft", 0, 0.5, batch_size=8)]
+        records += [record("rgft", 0, 0.5, batch_size=other, task="u", key="u")]
+        records += [record("large", 0, 0.5, extends="rgft", changes={"batch_size": 32})]
+        (one,) = all_ablations(results(records))
+        assert [row[0] for row in one.rows] == [said, "32"]
 
 
 def test_areas_are_by_seed_and_up_to_the_dearest_run() -> None:

@@ -69,12 +69,13 @@ def ablations(found: Sequence[Result]) -> list[Ablation]:
             more = "".join(f", {name} {changed[name]}" for name in others)
             place = option, str(run["extends"]), result.budget
             told.setdefault(place, []).append(Setting(result.arm, changed[option], more))
-    by_name = {(result.arm, result.budget): result for result in found}
-    return [
-        Ablation(option, base, budget, _in_order(_base(by_name[base, budget], option), settings))
-        for (option, base, budget), settings in told.items()
-        if (base, budget) in by_name
-    ]
+    shown = []
+    for (option, base, budget), settings in told.items():
+        ran = [r for r in found if (r.arm, r.budget) == (base, budget)]
+        if ran:
+            ordered = _in_order(_base(base, ran, option), settings)
+            shown.append(Ablation(option, base, budget, ordered))
+    return shown
 
 
 def _changed(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -85,12 +86,12 @@ def _changed(changes: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _base(result: Result, option: str) -> Setting:
-    """The base with the value that its runs have, where they all have one."""
-    runs = result.runs.values()
+def _base(arm: str, ran: Sequence[Result], option: str) -> Setting:
+    """The base with the value that its runs have, where they all have the same."""
+    runs = [run for result in ran for run in result.runs.values()]
     values = {str(v): v for v in ((r.get("config") or r).get(option, r.get(option)) for r in runs)}
     plain = len(values) == 1 and not isinstance(next(iter(values.values())), (dict, list))
-    return Setting(result.arm, next(iter(values.values())) if plain else None)
+    return Setting(arm, next(iter(values.values())) if plain else None)
 
 
 def _in_order(base: Setting, arms: Sequence[Setting]) -> tuple[Setting, ...]:
