@@ -19,16 +19,20 @@ from pathlib import Path
 import llm
 import llm_table
 
-from rgft.bench import tables
+from rgft.bench import ablations, areas, domains, maps, tables
 from rgft.bench.page import load
 from rgft.bench.results import results
 
 ROOT = Path(__file__).parent.parent
 MARK = re.compile(r"(<!-- records: (\S+) (\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
+MANY = {"ablations": ablations.all_tables, "maps": maps.all_tables}  # with a title each
 TABLES = {
+    "areas": areas.areas,
+    "calibration": domains.calibration,
+    "other-domains": domains.other_domains,
     "leaderboard": tables.leaderboard,
     "against-full": tables.against_full,
-    "levers": tables.ablations,
+    "levers": tables.lever_table,
     "targets": tables.targets,
     "runs": tables.runs,
 }
@@ -41,6 +45,9 @@ def filled(text: str) -> str:
         path = ROOT / match[2]
         if match[3] == "language-models":
             content = llm_table.page(llm.read(path))
+        elif match[3] in MANY:
+            several = MANY[match[3]](results(load([path])))
+            content = "\n\n".join(f"**{one.title}**\n\n{one.markdown()}" for one in several)
         else:
             content = TABLES[match[3]](results(load([path]))).markdown()
         return f"{match[1]}{content}\n{match[4]}"

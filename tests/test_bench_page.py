@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import statistics
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from rgft.bench.ablations import all_tables as all_ablations
+from rgft.bench.areas import areas
+from rgft.bench.domains import calibration, other_domains
 from rgft.bench.journal import read_records
 from rgft.bench.page import load, markdown, render
 from rgft.bench.results import costs_to_target, results
@@ -42,6 +46,19 @@ def test_pages_are_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None
     assert "| trec | 1 | full |" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_page_may_have_every_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    tables = importlib.import_module("tables")
+    records = [record("rgft", 0, 0.5), ablated("beta", 0, 0, 0.4), ablated("p", 1, 0, 0.4)]
+    lines = [json.dumps(one) + "\n" for one in records]
+    (tmp_path / "x.jsonl").write_text("".join(lines), encoding="utf-8")
+    marks = f"<!-- records: {tmp_path / 'x.jsonl'} ablations -->\n<!-- /records -->"
+    text = tables.filled(marks)
+    assert "**beta, from rgft at budget 0.5**" in text and "**p, from rgft at budget 0.5**" in text
+    assert text.count("| 0 | beta-0 | 40.0 | -10.0 | - |") == 1
+    assert tables.filled(text) == text
+
+
 def test_means_are_those_of_the_chosen_rate() -> None:
     lines = [r for r in read_records(RECORDS) if (r["task"], r["arm"]) == ("trec", "full")]
     at_first = {r["rate"]: r["metrics"]["validation"]["accuracy"] for r in lines if r["seed"] == 0}
@@ -70,6 +87,69 @@ def test_target_is_99_percent_of_the_best_of_full() -> None:
     ]
     costs = costs_to_target(results(records), "flops", "test")["t"]
     assert costs == {"full": 10.0, "x": 3.0, "y": float("inf")}
+
+
+def ablated(option: str, value: Any, seed: int, score: float, **changed: Any) -> dict[str, Any]:
+    changes = {"settings": {option: value}}
+    return record(f"{option}-{value}", seed, score, extends="rgft", changes=changes, **changed)
+
+
+def test_an_ablation_has_every_value_in_order_and_the_base_among_them() -> None:
+    records = [record("rgft", s, 0.5 + s / 10, config={"beta": 0.9, "p": 2}) for s in (0, 1)]
+    records += [ablated("beta", 0.99, s, 0.6 + s / 10) for s in (0, 1)]
+    records += [ablated("beta", 0, s, 0.3 + s / 5) for s in (0, 1)]
+    records += [ablated("p", "inf", 0, 0.5)]
+    several = {"extends": "rgft", "changes": {"batch_size": 8, "dropout": False}}
+    records += [record("other", 0, 0.5, **several)]
+    beta, p = all_ablations(results(records))
+    assert beta.title == "beta, from rgft at budget 0.5"
+    assert [row[:2] for row in beta.rows] == [
+        ["0", "beta-0"],
+        ["0.9", "rgft"],
+        ["0.99", "beta-0.99"],
+    ]
+    assert [row[3:] for row in beta.rows] == [
+        ["-15.0", "[-20.0, -10.0]"], ["-", "-"], ["+10.0", "[+10.0, +10.0]"],
+    ]  # fmt: skip
+    assert [row[0] for row in p.rows] == ["2", "inf"]
+    page = render(records, "ablations")
+    assert page.count("Ablation: ") == 2 and "## Ablation: beta, from rgft" in markdown(records)
+
+
+def test_what_the_base_has_is_said_only_where_records_say_it() -> None:
+    records = [record("rgft", 0, 0.5), ablated("beta", 0, 0, 0.4)]
+    (one,) = all_ablations(results(records))
+    assert [row[0] for row in one.rows] == ["as in rgft", "0"]
+    for other, said in ((8, "8"), (16, "as in rgft")):  # a survey may choose by task
+        records = [record("rgft", 0, 0.5, batch_size=8)]
+        records += [record("rgft", 0, 0.5, batch_size=other, task="u", key="u")]
+        records += [record("large", 0, 0.5, extends="rgft", changes={"batch_size": 32})]
+        (one,) = all_ablations(results(records))
+        assert [row[0] for row in one.rows] == [said, "32"]
+
+
+def test_areas_are_by_seed_and_up_to_the_dearest_run() -> None:
+    def at(arm: str, seed: int, score: float, spent: float) -> dict[str, Any]:
+        flops = {"spent": spent, "full": 10.0, "share": spent / 10}
+        seconds = {"train": 99.0, "processor": 2 * spent}
+        return record(arm, seed, score, budget=spent / 10, flops=flops, seconds=seconds)
+
+    records = [at("full", 0, 0.8, 5.0), at("full", 0, 0.9, 10.0), at("x", 0, 0.6, 1.0)]
+    records += [at("x", 1, 0.8, 1.0), at("x", 0, 0.7, 2.0), at("x", 1, 0.5, 2.0)]
+    full, x = sorted(areas(results(records)).rows, key=lambda row: row[1])
+    assert full[1:] == ["full", "0.5, 1", "40.0", "40.0"]
+    # seed 0: 0.6 from 1 to 2, 0.7 from 2 to 10; seed 1: 0.8 from 1 to 10, as 0.5 is no better
+    assert x[1:4] == ["x", "0.1, 0.2", "67.0 ± 7.1"] and x[4] == x[3]
+
+
+def test_other_domains_and_calibration_are_shown_where_recorded() -> None:
+    own = {"accuracy": 0.9, "calibration_error": 0.05, "loss": 0.3}
+    metrics = {"validation": own, "test": own, "tweets": {"accuracy": 0.7}}
+    found = results([record("full", 0, 0.9, metrics=metrics), record("x", 0, 0.5)])
+    assert [list(row) for row in other_domains(found).rows] == [
+        ["t", "0.5", "full", "tweets", "70.0", "90.0"]
+    ]
+    assert [list(row) for row in calibration(found).rows] == [["t", "0.5", "full", "5.0", "0.300"]]
 
 
 def test_the_page_is_whole_and_reaches_out_to_nothing() -> None:

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from rgft.bench.statistics import (
+    area_under,
     cost_to_target,
     holm,
     interval,
@@ -46,6 +47,10 @@ def test_sign_flips_are_all_tried(seed: int) -> None:
     assert paired_p(groups) == pytest.approx(extreme / len(flips))
 
 
+def test_a_single_pair_shows_nothing() -> None:
+    assert paired_p([[0.3]]) == 1.0 and paired_p([]) == 1.0
+
+
 def test_interval_is_the_quantiles_of_all_resamples() -> None:
     groups = [[0.0, 1.0, 5.0], [2.0, 3.0, 4.0]]
     means = [
@@ -78,6 +83,15 @@ def test_profile_counts_tasks(seed: int) -> None:
 def test_target_takes_measured_points_alone() -> None:
     assert cost_to_target([(1.0, 0.5), (3.0, 0.7), (2.0, 0.9)], 0.6) == 2.0
     assert cost_to_target([(1.0, 0.5)], 0.6) == math.inf
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_area_is_the_mean_over_budgets_drawn_at_random(seed: int) -> None:
+    rng = random.Random(seed)
+    curve = [(rng.uniform(0, 1.2), rng.random()) for _ in range(rng.randint(1, 5))]
+    drawn = np.random.default_rng(seed).uniform(0, 1, 20_000)
+    best = [max((q for c, q in curve if c <= budget), default=0.0) for budget in drawn]
+    assert area_under(curve, 1.0) == pytest.approx(float(np.mean(best)), abs=0.02)
 
 
 def test_p_of_many_pairs_agrees_with_student() -> None:

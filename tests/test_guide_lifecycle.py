@@ -131,6 +131,29 @@ def test_freezing_without_lag_is_refused_at_once() -> None:
         Guide(model, torch.optim.SGD(model.parameters()), Config(policy="top", lag=False))
 
 
+def test_what_is_frozen_from_the_start_goes_without_lag() -> None:
+    """Backward never reaches it, so that no plan comes too late; against the formula by hand."""
+    model, plain = mlp(), mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    guide = Guide(model, optimizer, Config(lag=False, every=1, beta=0.5, frozen_below=2))
+    error = {2: 0.0, 4: 0.0}
+    for batch in mlp_batches(4):
+        list(fit(model, optimizer, [batch], squared_error))
+        plain.zero_grad()
+        squared_error(plain, batch).backward()
+        for part, smoothed in error.items():
+            squares = [p.grad.square().sum() for p in plain[part].parameters()]
+            error[part] = 0.5 * smoothed + 0.5 * float(sum(squares)) ** 0.5
+        with torch.no_grad():
+            for part, smoothed in error.items():
+                rate = 0.1 * (1 + smoothed / max(error.values()))
+                for parameter in plain[part].parameters():
+                    parameter.sub_(rate * parameter.grad)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    guide.close()
+
+
 @pytest.mark.parametrize(
     "idle",
     [

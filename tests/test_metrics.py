@@ -4,9 +4,11 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn_metrics
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from rgft.metrics import METRICS, compute
 
@@ -46,6 +48,25 @@ def test_classification_agrees_with_brute_force(pairs: list[tuple[int, int]]) ->
     scale = math.sqrt((y * y).sum() * (a * a).sum())
     expected = (y * a).sum() / scale if scale > 1e-12 else 0.0
     assert found["matthews_correlation"] == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_calibration_error_is_that_of_torchmetrics(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    logits = rng.normal(scale=2, size=(300, classes))
+    labels = rng.integers(classes, size=300)
+    found = compute("classification", logits, labels)["calibration_error"]
+    theirs = multiclass_calibration_error(
+        torch.tensor(logits).softmax(1), torch.tensor(labels), classes, n_bins=15
+    )
+    assert found == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_confidence_that_is_right_is_calibrated() -> None:
+    """Three of four right at 75%, and all right at full confidence."""
+    logits = [[math.log(3), 0.0]] * 4 + [[800.0, 0.0]] * 2
+    found = compute("classification", logits, [0, 0, 0, 1, 0, 0])
+    assert found["calibration_error"] == pytest.approx(0, abs=1e-12)
 
 
 def test_regression_agrees_with_brute_force() -> None:
@@ -88,7 +109,8 @@ def test_a_diverged_run_scores_badly_rather_than_well() -> None:
     logits = np.full((3, 2), np.nan)
     # NaN everywhere would otherwise count as class 0, which is right in every row here
     found = compute("classification", logits, [0, 0, 0])
-    assert found == {"accuracy": 0.0, "f1_macro": 0.0, "matthews_correlation": 0.0}
+    worst = {"accuracy": 0.0, "f1_macro": 0.0, "matthews_correlation": 0.0}
+    assert found == {**worst, "calibration_error": 1.0}
     found = compute("regression", [1.0, math.nan, 3.0], [1.0, 2.0, 3.0])
     assert found == {"pearson": 0.0, "spearman": 0.0, "mse": math.inf}
 

@@ -43,6 +43,18 @@ def test_extending_takes_over_and_changes(tmp_path: Path) -> None:
     assert arm.rates == (1e-4,) and arm.changes == {"method": "rgft", "settings": {"alpha": 2}}
 
 
+def test_an_arm_runs_on_the_tasks_that_it_names(tmp_path: Path) -> None:
+    text = "tasks: [trec, cola]\nseeds: [0, 1]\nrates: [1e-4, 2e-4]\narms:\n  full: {}\n"
+    text += (
+        "  one: {extends: full, tasks: [cola], balance: 1}\n  two: {extends: one, balance: 0.5}\n"
+    )
+    suite = load_suite(written(tmp_path, text))
+    ran = [(point.task.name, point.arm.name) for point in points(suite)]
+    assert ran == [("trec", "full"), ("cola", "full"), ("cola", "one"), ("cola", "two")]
+    assert count(suite) == len(ran) * 3
+    assert {c.labels["task"] for c in settled(suite, {})[1] if c.labels["arm"] == "one"} == {"cola"}
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -56,6 +68,8 @@ def test_extending_takes_over_and_changes(tmp_path: Path) -> None:
         (HEAD + "arms: {full: {settings: {bta: 1}}}\n", "did you mean 'beta'"),
         (HEAD + "arms: {full: {rates: [0]}}\n", "rates has 0"),
         (HEAD + "arms: {full: {budgets: [3]}}\n", "budget is '3'"),
+        (HEAD + "arms: {full: {tasks: [trek]}}\n", "unknown task 'trek' (did you mean 'trec'?)"),
+        (HEAD + "arms: {full: {tasks: []}}\n", "arm full: tasks is []"),
         (HEAD + "arms: {full: {extends: lora}}\n", "unknown arm to extend 'lora'"),
         (HEAD + "arms: {full: {}, b: {method: full}}\n", "full and b are the same runs"),
         ("tasks: [tre]\nseeds: [0]\narms: {full: {}}\n", "did you mean 'trec'"),

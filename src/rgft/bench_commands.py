@@ -1,4 +1,4 @@
-"""The commands on many runs: rgft bench | report."""
+"""The commands on many runs: rgft bench | report | maps."""
 
 from __future__ import annotations
 
@@ -120,4 +120,30 @@ def report(
     print(f"page: {output}")
     if markdown is not None:
         write_text_atomically(markdown, page.markdown(records))
+        print(f"tables: {markdown}")
+
+
+@click.command("maps")
+@click.argument("places", metavar="DIR...", nargs=-1, required=True, type=Path)
+@click.option("--markdown", type=Path, help="Write the tables there, and do not print them.")
+def compare_maps(places: tuple[Path, ...], markdown: Path | None) -> None:
+    """Compare the error maps of runs: over seeds, tasks, methods and a run's course."""
+    from rgft.atomic import write_text_atomically  # noqa: PLC0415
+    from rgft.bench.maps import all_tables, run_maps  # noqa: PLC0415
+    from rgft.bench.page import load  # noqa: PLC0415
+    from rgft.bench.results import results  # noqa: PLC0415
+
+    found = results(load(places))
+    tables = all_tables(found)
+    if not tables:
+        where = ", ".join(map(str, places))
+        raise InputError(
+            f"nothing to compare: {len(run_maps(found))} error maps in {where}; give runs "
+            "of several seeds, tasks or methods with at least 4 components in common"
+        )
+    text = "\n\n".join(f"## {t.title}\n\n{t.caption}\n\n{t.markdown()}" for t in tables)
+    if markdown is None:
+        print(text)
+    else:
+        write_text_atomically(markdown, f"{text}\n")
         print(f"tables: {markdown}")

@@ -1,4 +1,4 @@
-"""The command line: rgft train | bench | report | inspect | data."""
+"""The command line: rgft train | bench | report | maps | inspect | data."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from rgft import __version__
-from rgft.bench_commands import bench, report
+from rgft.bench_commands import bench, compare_maps, report
 from rgft.errors import EngagementError, InputError
 from rgft.launch import ended_elsewhere, leads, leave, lost_another, tells
 from rgft.methods import METHODS
@@ -58,6 +58,7 @@ def app() -> None:
 
 app.add_command(bench)
 app.add_command(report)
+app.add_command(compare_maps)
 
 
 @app.command()

@@ -7,15 +7,17 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy import special, stats
 from sklearn import metrics as sklearn_metrics
 
 from rgft.tasks.task import Kind
 
 METRICS: dict[Kind, tuple[str, ...]] = {
-    "classification": ("accuracy", "f1_macro", "matthews_correlation"),
+    "classification": ("accuracy", "f1_macro", "matthews_correlation", "calibration_error"),
     "regression": ("pearson", "spearman", "mse"),
 }
+
+BINS = 15  # of confidence (Guo et al. 2017)
 
 _Floats = npt.NDArray[np.float64]
 _Ints = npt.NDArray[np.int64]
@@ -26,12 +28,15 @@ def compute(kind: Kind, predictions: npt.ArrayLike, labels: npt.ArrayLike) -> di
 
     Classification: accuracy is the share of right answers; macro F1 averages F1 = 2 TP / (2 TP +
     FP + FN) over the classes that occur among labels or answers; the Matthews correlation is
-    that of the confusion matrix (Gorodkin 2004 for more than two classes). Regression: Pearson's
-    r, Spearman's rho and mse = mean((y - f(x))^2), in squared units of the label.
+    that of the confusion matrix (Gorodkin 2004 for more than two classes); the expected
+    calibration error sums |accuracy - mean confidence| over 15 bins of confidence, weighed by their
+    shares of the rows (Guo et al. 2017). Regression: Pearson's r, Spearman's rho and
+    mse = mean((y - f(x))^2), in squared units of the label.
 
     A correlation is undefined where one side is constant, or there are fewer than two rows; it
     is then 0. Predictions that are not finite come from a run that diverged: such a row is a wrong
-    answer in classification, and makes the correlations 0 and the mse infinite in regression.
+    answer in full confidence in classification, and makes the correlations 0 and the mse infinite
+    in regression.
 
     Args:
         kind: "classification" or "regression".
@@ -79,7 +84,18 @@ def _classification(logits: _Floats, labels: _Ints) -> dict[str, float]:
         "accuracy": float(np.mean(answers == labels)),
         "f1_macro": float(f1),
         "matthews_correlation": float(matthews),
+        "calibration_error": _calibration_error(logits, answers == labels),
     }
+
+
+def _calibration_error(logits: _Floats, right: npt.NDArray[np.bool_]) -> float:
+    finite = np.isfinite(logits).all(axis=1)
+    confidence = np.ones(len(logits))
+    confidence[finite] = special.softmax(logits[finite], axis=1).max(axis=1)
+    # bins are closed above, as in the paper: 1 is in the last one
+    bins = np.ceil(confidence * BINS).astype(np.int64)
+    gaps = np.bincount(bins, weights=right - confidence)
+    return float(np.abs(gaps).sum() / len(logits))
 
 
 def _regression(values: _Floats, targets: _Floats) -> dict[str, float]:

@@ -62,7 +62,7 @@ def check_together(  # noqa: PLR0913 - all that is looked at
             "rate_end is what rate becomes by the end of a budget, and there is none: give "
             "Guide(..., spending=...), or --budget to rgft train"
         )
-    if (policy.freezes or config.frozen_below) and not config.lag:
+    if policy.freezes and not config.lag:
         raise InputError(LAG_REFUSAL)
     if signal.source != "gradient" and not config.lag:
         raise InputError(

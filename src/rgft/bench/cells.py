@@ -54,7 +54,7 @@ def points(suite: Suite) -> Iterator[Point]:
     """Every point, tasks outermost."""
     for model in suite.models:
         for task in suite.tasks:
-            for arm in suite.arms:
+            for arm in (arm for arm in suite.arms if arm.runs_on(task)):
                 for budget in arm.budgets:
                     yield Point(model, task, arm, budget)
 

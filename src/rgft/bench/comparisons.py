@@ -52,7 +52,7 @@ def compare(
     for budget in dict.fromkeys(result.budget for result in found):
         at = {(r.problem, r.arm): r for r in found if r.budget == budget}
         for arm, base in pairs:
-            groups = _differences(at, arm, base, split)
+            groups = list(_differences(at, arm, base, split).values())
             if groups:
                 low, high = interval(groups)
                 told.append(
@@ -83,14 +83,22 @@ def levers(found: Sequence[Result]) -> list[tuple[str, str]]:
     return list(told.items())
 
 
+def differences(
+    found: Sequence[Result], arm: str, base: str, budget: float | str, split: str
+) -> dict[Problem, list[float]]:
+    """Problem -> what the arm gains over the other, in points, one value a seed that both have."""
+    at = {(r.problem, r.arm): r for r in found if r.budget == budget}
+    return _differences(at, arm, base, split)
+
+
 def _differences(
     at: dict[tuple[Problem, str], Result], arm: str, base: str, split: str
-) -> list[list[float]]:
-    groups = []
+) -> dict[Problem, list[float]]:
+    groups = {}
     for (problem, name), result in at.items():
         if name == arm and (problem, base) in at:
             ours, theirs = result.scores(split), at[problem, base].scores(split)
             shared = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
             if shared:
-                groups.append(shared)
+                groups[problem] = shared
     return groups

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Sequence
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rgft.bench.comparisons import compare, levers
-from rgft.bench.results import Result, costs_to_target, judged_on, shown
+from rgft.bench.results import Result, clock, costs_to_target, judged_on, shown
 from rgft.bench.statistics import performance_profile
 from rgft.report.figures import KIND_COLORS
 
 DASHES = ("solid", "dash", "dot")
 PER_ROW = 2
-MOST_MAPS = 12
+AXES = {
+    "share": "FLOPs, share of full fine-tuning",
+    "seconds": "seconds",
+    "processor": "processor seconds",
+}
+MAPS_PER_ROW, MOST_MAPS = 4, 40
 
 
 def quality_cost(found: Sequence[Result], cost: str) -> go.Figure | None:
-    """Quality of every arm over what it costs ("share" of FLOPs or "seconds"), a panel a task."""
+    """Quality of every arm over what it costs ("share" of FLOPs or "seconds"), a panel a task.
+
+    Seconds are the processor's where all results of the task have them.
+    """
     problems = list(dict.fromkeys(result.problem for result in found))
     if not problems:
         return None
@@ -29,13 +38,14 @@ def quality_cost(found: Sequence[Result], cost: str) -> go.Figure | None:
     figure = make_subplots(rows, PER_ROW, subplot_titles=titles)
     for index, problem in enumerate(problems):
         row, column = divmod(index, PER_ROW)
+        by = clock(r for r in found if r.problem == problem) if cost == "seconds" else cost
         for number, arm in enumerate(arms):
             points = [r for r in found if r.problem == problem and r.arm == arm]
             if points:
                 first = not any(trace.legendgroup == arm for trace in figure.data)
-                trace = _curve(points, cost, split, number).update(showlegend=first)
+                trace = _curve(points, by, split, number).update(showlegend=first)
                 figure.add_trace(trace, row + 1, column + 1)
-        name = "seconds" if cost == "seconds" else "FLOPs, share of full fine-tuning"
+        name = AXES[by]
         figure.update_xaxes(title_text=name, type="log", row=row + 1, col=column + 1)
     return figure.update_layout(template="plotly_white", height=120 + 330 * rows)
 
@@ -106,6 +116,11 @@ def waterfall(found: Sequence[Result]) -> go.Figure | None:
                 x=[f"{html.escape(c.base)} → {html.escape(c.arm)}" for c in here],
                 y=[c.difference for c in here],
                 base=[heights[c.arm] - c.difference for c in here],
+                error_y={
+                    "array": [_length(c.high - c.difference) for c in here],
+                    "arrayminus": [_length(c.difference - c.low) for c in here],
+                    "thickness": 1,
+                },
                 text=[f"{c.difference:+.1f}" for c in here],
                 marker={"color": ["#009e73" if c.difference >= 0 else "#d55e00" for c in here]},
                 showlegend=False,
@@ -118,21 +133,21 @@ def waterfall(found: Sequence[Result]) -> go.Figure | None:
 
 
 def error_maps(found: Sequence[Result]) -> go.Figure | None:
-    """The error map over a run's course, as shares of its total; a panel an arm and task."""
+    """A gallery of the error map over a run's course, as shares of its total."""
     shown_runs = []
     for result in found:
         for seed, run in sorted(result.runs.items())[:1]:
             if run.get("error_map"):
-                title = f"{result.arm}, {shown(result.problem, found)}, budget {result.budget}"
+                title = f"{result.arm}, {shown(result.problem, found)}, {result.budget}"
                 shown_runs.append((f"{title}, seed {seed}", run["error_map"]))
     shown_runs = shown_runs[:MOST_MAPS]
     if not shown_runs:
         return None
-    rows = -(-len(shown_runs) // PER_ROW)
+    rows = -(-len(shown_runs) // MAPS_PER_ROW)
     titles = [html.escape(title) for title, _ in shown_runs]
-    figure = make_subplots(rows, PER_ROW, subplot_titles=titles, horizontal_spacing=0.15)
+    figure = make_subplots(rows, MAPS_PER_ROW, subplot_titles=titles, horizontal_spacing=0.02)
     for index, (_, recorded) in enumerate(shown_runs):
-        row, column = divmod(index, PER_ROW)
+        row, column = divmod(index, MAPS_PER_ROW)
         figure.add_trace(
             go.Heatmap(
                 x=[f"{100 * at:.0f}%" for at in recorded["course"]],
@@ -146,7 +161,13 @@ def error_maps(found: Sequence[Result]) -> go.Figure | None:
             row + 1,
             column + 1,
         )
-    return figure.update_layout(template="plotly_white", height=120 + 280 * rows)
+    figure.update_xaxes(showticklabels=False).update_yaxes(showticklabels=False)
+    figure.update_annotations(font={"size": 11})
+    return figure.update_layout(template="plotly_white", height=60 + 160 * rows)
+
+
+def _length(value: float) -> float | None:
+    return None if math.isnan(value) else max(0.0, value)
 
 
 def _shares(errors: Sequence[float | None]) -> list[float | None]:

@@ -9,8 +9,9 @@ from typing import Any
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from rgft.bench import ablations, maps
 from rgft.bench.cells import by_key
-from rgft.bench.figures import error_maps, profile, quality_cost, waterfall
+from rgft.bench.figures import MOST_MAPS, error_maps, profile, quality_cost, waterfall
 from rgft.bench.journal import FILE, read_records
 from rgft.bench.record import record_of_run
 from rgft.bench.results import Result, results
@@ -75,13 +76,15 @@ def render(records: Sequence[Record], title: str) -> str:
     latest = list(by_key(list(map(dict, records))).values())
     found = results(latest)
     shown = panels(found)
+    ablated = list(zip(ablations.all_tables(found), ablation_panels(found), strict=True))
     failed = [record for record in latest if record["status"] == "failed"]
     return template("bench.html.jinja").render(
         title=title,
         subtitle=f"{len(latest) - len(failed)} finished runs, {len(failed)} failed",
         failed=failed,
-        tables=all_tables(found),
+        tables=[*all_tables(found), *maps.all_tables(found)],
         panels=shown,
+        ablations=ablated,
         sources=_sources(latest),
         plotly_js=Markup(get_plotlyjs()) if any(one.figure for one in shown) else None,
     )
@@ -94,25 +97,40 @@ def panels(found: Sequence[Result]) -> list[Panel]:
               "Every arm at every budget; bars from the worst to the best seed. Up and to the left "
               "is better.", "No run has finished."),
         panel(quality_cost(found, "seconds"), "quality-seconds", "Quality over seconds",
-              "The same over the seconds of training, the method's own work included. Seconds of "
-              "runs that shared a machine compare little.", "No run has finished."),
+              "The same over the seconds of training, the method's own work included: the "
+              "processor's where they are recorded, else on the wall, which compare little where "
+              "runs shared a machine.", "No run has finished."),
         panel(profile(found), "profile", "Performance profile",
               "Share of tasks on which an arm reaches 99% of full fine-tuning's best within a "
               "factor of the cheapest arm's FLOPs (Dolan and More 2002).",
               "No arm reaches 99% of full fine-tuning, or full fine-tuning was not run."),
         panel(waterfall(found), "levers", "What each lever adds",
               "Points that an arm gains or loses over the one that it extends, paired by task and "
-              "seed; a bar begins where the bar of that arm ended.", "No arm extends another."),
+              "seed, with 95% bootstrap intervals; a bar begins where the bar of that arm ended.",
+              "No arm extends another."),
         panel(error_maps(found), "error-maps", "Error maps",
-              "Each component's share of the error over a run's course, embeddings at the bottom; "
-              "the first seed of the first arms.", "No error map was recorded."),
+              "Each component's share of the error, embeddings at the bottom, over a run's course; "
+              f"the first seed of at most {MOST_MAPS} arms, tasks and budgets.",
+              "No error map was recorded."),
+    ]  # fmt: skip
+
+
+def ablation_panels(found: Sequence[Result]) -> list[Panel]:
+    """A figure for every ablation."""
+    return [
+        panel(ablations.figure(one, found), f"ablation-{number}", one.title,
+              "Points gained or lost against the same arm without the change, by task; bars are "
+              "95% bootstrap intervals over seeds, which are too narrow with three of them.", "")
+        for number, one in enumerate(ablations.ablations(found))
     ]  # fmt: skip
 
 
 def markdown(records: Sequence[Record]) -> str:
     """The tables as Markdown."""
     found = results(records)
-    parts = [f"## {t.title}\n\n{t.caption}\n\n{t.markdown()}" for t in all_tables(found)]
+    told = [("##", table) for table in (*all_tables(found), *maps.all_tables(found))]
+    told += [("## Ablation:", table) for table in ablations.all_tables(found)]
+    parts = [f"{mark} {t.title}\n\n{t.caption}\n\n{t.markdown()}" for mark, t in told]
     return "\n\n".join(parts) + "\n"
 
 

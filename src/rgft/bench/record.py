@@ -11,7 +11,8 @@ from rgft.records import read_run
 from rgft.report.grid import load_grid
 
 KEPT = (
-    *("method", "seed", "lr", "epochs", "batch_size", "adam_beta2", "layers", "survey", "rows"),
+    *("method", "seed", "lr", "epochs", "batch_size", "adam_beta2", "dropout", "layers", "survey"),
+    *("rows", "config"),
     *("metric", "metrics", "flops", "seconds", "visits", "prefix_cache", "peak_memory_bytes"),
     *("versions", "hardware", "resumed", "command", "code_revision", "started", "finished"),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,6 +84,17 @@ class Result:
             for run in self.runs.values()
         )
 
+    @property
+    def processor(self) -> float:
+        """The same in processor seconds, which other work changes little; NaN where not recorded.
+
+        What precedes training is on the wall.
+        """
+        return statistics.fmean(
+            run["seconds"].get("processor", math.nan) + (run["seconds"].get("prepare") or 0.0)
+            for run in self.runs.values()
+        )
+
 
 def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
     """Every arm at every budget on every problem, in the order in which they first occur."""
@@ -113,12 +125,17 @@ def judged_on(found: Sequence[Result]) -> str:
     return "test" if found and all(result.scores("test") for result in found) else "validation"
 
 
+def clock(found: Iterable[Result]) -> str:
+    """The seconds that results are compared by: "processor" where all have them, else "seconds"."""
+    return "seconds" if any(math.isnan(result.processor) for result in found) else "processor"
+
+
 def costs_to_target(found: Sequence[Result], cost: str, split: str) -> dict[str, dict[str, float]]:
     """Problem -> arm -> what it takes to reach 99% of the best mean of full fine-tuning.
 
     Args:
         found: Results.
-        cost: "flops" or "seconds".
+        cost: "flops", or "seconds", which are those of `clock`.
         split: Where quality is measured.
 
     Returns:
@@ -129,9 +146,10 @@ def costs_to_target(found: Sequence[Result], cost: str, split: str) -> dict[str,
         here = [result for result in found if result.problem == problem]
         full = [result.mean(split) for result in here if result.arm == REFERENCE]
         if full:
+            name = clock(here) if cost == "seconds" else cost
             told[shown(problem, found)] = {
                 arm: cost_to_target(
-                    [(getattr(r, cost), r.mean(split)) for r in here if r.arm == arm],
+                    [(getattr(r, name), r.mean(split)) for r in here if r.arm == arm],
                     TARGET * max(full),
                 )
                 for arm in dict.fromkeys(result.arm for result in here)

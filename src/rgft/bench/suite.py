@@ -45,6 +45,7 @@ class Arm:
         options: Of `rgft train`, those of the arm that it extends included.
         rates: Learning rates of its sweep; None for the method's own.
         budgets: Its budgets.
+        tasks: Names of the tasks that it runs on; None for all.
         extends: The arm from which it differs in a few options; None for none.
         changes: Those options.
     """
@@ -53,8 +54,13 @@ class Arm:
     options: Mapping[str, Any]
     rates: tuple[float | None, ...]
     budgets: tuple[Budget, ...]
+    tasks: tuple[str, ...] | None
     extends: str | None
     changes: Mapping[str, Any]
+
+    def runs_on(self, task: Place) -> bool:
+        """Whether it is run on the task."""
+        return self.tasks is None or task.name in self.tasks
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,11 +108,12 @@ def load_suite(path: Path, extend: tuple[str, ...] = ()) -> Suite:
     if sweep not in SWEEPS:
         raise InputError(f"sweep is {sweep!r}; allowed: {', '.join(SWEEPS)}")
     models = sequence("models", values.get("models", ["minilm"]))
+    tasks = _unique("task", [_task(path.parent, base, v) for v in _list(values, "tasks")])
     return Suite(
         name=text("name", values.get("name", path.stem)),
         models=_unique("model", [_model(path.parent, value) for value in models]),
-        tasks=_unique("task", [_task(path.parent, base, v) for v in _list(values, "tasks")]),
-        arms=_arms(mapping("arms", values["arms"]), budgets, rates),
+        tasks=tasks,
+        arms=_arms(mapping("arms", values["arms"]), tasks, budgets, rates),
         seeds=tuple(_seed(value) for value in _list(values, "seeds")),
         sweep=sweep,
         extend=tuple(os.path.abspath(file) for file in extend),
@@ -188,18 +195,22 @@ def _folder(base: Path, name: str) -> str | None:
 
 
 def _arms(
-    values: Mapping[str, Any], budgets: tuple[Budget, ...], rates: tuple[float | None, ...]
+    values: Mapping[str, Any],
+    tasks: tuple[Place, ...],
+    budgets: tuple[Budget, ...],
+    rates: tuple[float | None, ...],
 ) -> tuple[Arm, ...]:
     arms: dict[str, Arm] = {}
     for name, content in values.items():
         given = dict(mapping(f"arm {name}", content))
-        check_keys(f"arm {name}", given, ("extends", "rates", "budgets", *OPTIONS))
+        check_keys(f"arm {name}", given, ("extends", "rates", "budgets", "tasks", *OPTIONS))
         parent = given.pop("extends", None)
         if parent is not None and parent not in arms:
             raise InputError(f"arm {name}: {unknown('arm to extend', str(parent), arms)}")
         start = None if parent is None else arms[parent]
         own_rates = _rates(f"arm {name}: rates", given.pop("rates", None))
         own_budgets = _budgets(f"arm {name}: budgets", given.pop("budgets", None))
+        own_tasks = _some_tasks(f"arm {name}: tasks", given.pop("tasks", None), tasks)
         changes = _options(f"arm {name}", given)
         options = {} if start is None else dict(start.options)
         settings = {**options.get("settings", {}), **changes.get("settings", {})}
@@ -212,12 +223,23 @@ def _arms(
             options=options,
             rates=own_rates or (rates if start is None else start.rates),
             budgets=own_budgets or (budgets if start is None else start.budgets),
+            tasks=own_tasks or (None if start is None else start.tasks),
             extends=parent,
             changes=changes,
         )
     if not arms:
         raise InputError("arms is empty; allowed: a name and options for each, e.g. 'full: {}'")
     return tuple(arms.values())
+
+
+def _some_tasks(where: str, values: Any, tasks: tuple[Place, ...]) -> tuple[str, ...] | None:
+    if values is None:
+        return None
+    names = [task.name for task in tasks]
+    for value in sequence(where, values):
+        if value not in names:
+            raise InputError(f"{where}: {unknown('task', str(value), names)}")
+    return tuple(values)
 
 
 def _rates(where: str, values: Any) -> tuple[float | None, ...]:

@@ -1,39 +1,25 @@
-"""Tables of results: one form for the page, for Markdown and for the documentation."""
+"""The tables of the page: quality, comparisons, costs, and what stands behind each number."""
 
 from __future__ import annotations
 
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from rgft.bench.areas import areas
 from rgft.bench.comparisons import Comparison, against_reference, compare, levers
+from rgft.bench.domains import calibration, other_domains
 from rgft.bench.results import Result, costs_to_target, judged_on, shown
+from rgft.bench.table import Table, budget_order, budget_text, interval_text, spread
 from rgft.report import amounts
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A heading, how to read it, and cells."""
-
-    title: str
-    caption: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-    def markdown(self) -> str:
-        """The cells as a Markdown table."""
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "\n".join(f"| {' | '.join(_cell(c) for c in line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def all_tables(found: Sequence[Result]) -> list[Table]:
     """Every table that has rows."""
-    told = [leaderboard(found), against_full(found), ablations(found), targets(found), runs(found)]
+    told = [
+        *(leaderboard(found), against_full(found), lever_table(found), areas(found)),
+        *(targets(found), other_domains(found), calibration(found), runs(found)),
+    ]
     return [table for table in told if table.rows]
 
 
@@ -50,8 +36,8 @@ def leaderboard(found: Sequence[Result]) -> Table:
         mean = statistics.fmean(r.mean(split) for r in there) if whole else math.nan
         share = statistics.fmean(r.share for r in there)
         cells = ["-" if r is None else spread(r, split) for r in here]
-        rows.append((_order(budget), -mean if whole else math.inf,
-                     [_budget(budget), arm, *cells, _points(mean), f"{share:.3f}"]))  # fmt: skip
+        row = [budget_text(budget), arm, *cells, _points(mean), f"{share:.3f}"]
+        rows.append((budget_order(budget), -mean if whole else math.inf, row))
     rows.sort(key=lambda row: row[:2])
     header = ["budget", "arm", *(shown(p, found) for p in problems), "mean", "FLOPs, share of full"]
     caption = (
@@ -69,7 +55,7 @@ def against_full(found: Sequence[Result]) -> Table:
     )
 
 
-def ablations(found: Sequence[Result]) -> Table:
+def lever_table(found: Sequence[Result]) -> Table:
     """Every arm against the one that it extends: what a lever is worth."""
     return _compared("Levers", compare(found, levers(found), judged_on(found)))
 
@@ -83,8 +69,8 @@ def _compared(title: str, comparisons: Sequence[Comparison]) -> Table:
     header = ["budget", "arm", "against", "difference", "95% interval", "p", "tasks", "pairs", ""]
     rows = [
         [
-            *(_budget(c.budget), c.arm, c.base, f"{c.difference:+.1f}"),
-            "-" if math.isnan(c.low) else f"[{c.low:+.1f}, {c.high:+.1f}]",
+            *(budget_text(c.budget), c.arm, c.base, f"{c.difference:+.1f}"),
+            interval_text(c.low, c.high),
             *(f"{c.p:.3g}", str(c.problems), str(c.pairs), c.verdict),
         ]
         for c in comparisons
@@ -107,7 +93,8 @@ def targets(found: Sequence[Result]) -> Table:
             rows.append([problem, arm, *cells])
     caption = (
         f"The least that was run to reach 99% of full fine-tuning's best mean ({split}), and its "
-        "ratio to the cheapest of the other arms."
+        "ratio to the cheapest of the other arms. Seconds are the processor's where all of a task "
+        "have them."
     )
     header = ["task", "arm", "FLOPs", "ratio", "seconds", "ratio "]
     return Table("Cost to target", caption, header, rows)
@@ -116,33 +103,15 @@ def targets(found: Sequence[Result]) -> Table:
 def runs(found: Sequence[Result]) -> Table:
     """What stands behind each number: rates, seeds, both splits, cost."""
     rows = []
-    for r in sorted(found, key=lambda r: (r.problem, _order(r.budget))):
+    for r in sorted(found, key=lambda r: (r.problem, budget_order(r.budget))):
         rate = "own" if r.rate is None else f"{r.rate:g}"
         quality = [spread(r, split) for split in ("validation", "test")]
-        rows.append([shown(r.problem, found), _budget(r.budget), r.arm, f"{rate} of {r.rates}",
+        rows.append([shown(r.problem, found), budget_text(r.budget), r.arm, f"{rate} of {r.rates}",
                      str(len(r.runs)), str(r.failed), *quality, f"{r.share:.3f}",
                      amounts.duration(r.seconds)])  # fmt: skip
     header = ["task", "budget", "arm", "rate", "seeds", "failed", "validation", "test",
               "FLOPs, share of full", "seconds"]  # fmt: skip
     return Table("Runs", "Every arm at the rate that validation chose, of how many.", header, rows)
-
-
-def spread(result: Result, split: str) -> str:
-    """Mean and, of several seeds, standard deviation; x 100."""
-    scores = [100 * score for score in result.scores(split).values()]
-    if not scores:
-        return "-"
-    around = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{statistics.fmean(scores):.1f}{around}"
-
-
-def _order(budget: float | str) -> tuple[bool, float, str]:
-    text = isinstance(budget, str)
-    return text, 0.0 if isinstance(budget, str) else budget, str(budget)
-
-
-def _budget(budget: float | str) -> str:
-    return budget if isinstance(budget, str) else f"{budget:g}"
 
 
 def _points(mean: float) -> str:

@@ -18,3 +18,23 @@ def cost_to_target(curve: Curve, target: float) -> float:
         2.0
     """
     return min((cost for cost, quality in curve if quality >= target), default=math.inf)
+
+
+def area_under(curve: Curve, limit: float) -> float:
+    r"""Mean over costs up to `limit` of the best quality that was measured for at most that cost.
+
+    $$ A = \frac{1}{L} \int_0^L \max(0, \max_{i : c_i \le c} q_i) dc $$
+
+    A staircase from 0: nothing is interpolated, and there is no credit before the cheapest run.
+
+    Example:
+        >>> area_under([(1.0, 0.8), (2.0, 0.9)], 4.0)  # 1 x 0, 1 x 0.8, 2 x 0.9
+        0.65
+    """
+    steps = sorted((cost, quality) for cost, quality in curve if cost < limit)
+    ends = [*(cost for cost, _ in steps[1:]), limit]
+    total, best = 0.0, 0.0
+    for (start, quality), end in zip(steps, ends, strict=False):
+        best = max(best, quality)
+        total += best * (end - start)
+    return total / limit

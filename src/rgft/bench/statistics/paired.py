@@ -54,7 +54,7 @@ def paired_p(groups: Sequence[Sequence[float]]) -> float:
         0.25
     """
     weighted = [v / len(values) for values in groups for v in values]
-    if not weighted or not any(weighted):
+    if len(weighted) < 2 or not any(weighted):
         return 1.0
     array = np.asarray(weighted)
     found = stats.permutation_test(

@@ -1,0 +1,172 @@
+"""Ablations: the arms that differ from another in one option, grouped by it."""
+
+from __future__ import annotations
+
+import html
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import plotly.graph_objects as go
+
+from rgft.bench.comparisons import Comparison, compare, differences, levers
+from rgft.bench.results import Result, judged_on, shown
+from rgft.bench.statistics import interval
+from rgft.bench.table import Table, budget_text, interval_text, spread
+from rgft.report.figures import KIND_COLORS
+
+
+class Setting(NamedTuple):
+    """An arm, and the value that it gives to the option; None for what the records do not say."""
+
+    arm: str
+    value: Any
+    more: str = ""  # what it changes besides
+
+    @property
+    def label(self) -> str:
+        """How it is shown."""
+        value = f"as in {self.arm}" if self.value is None else f"{self.value}"
+        return value + self.more
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """One option at several values.
+
+    Attributes:
+        option: Its name: of a setting of the guide, or an option of `rgft train`.
+        base: The arm from which the others differ in it.
+        budget: The budget of all.
+        settings: The arms, that of the base among them, in order.
+    """
+
+    option: str
+    base: str
+    budget: float | str
+    settings: tuple[Setting, ...]
+
+    @property
+    def title(self) -> str:
+        """Its heading."""
+        return f"{self.option}, from {self.base} at budget {budget_text(self.budget)}"
+
+
+def ablations(found: Sequence[Result]) -> list[Ablation]:
+    """Every option that arms change in one that they extend, at every budget.
+
+    An arm belongs to the option if that is all it changes; one that changes several settings of the
+    guide belongs to the one named first.
+    """
+    told: dict[tuple[str, str, float | str], list[Setting]] = {}
+    for result in found:
+        run = next(iter(result.runs.values()))
+        changed = _changed(run.get("changes") or {})
+        if run.get("extends") and changed:
+            option, *others = changed
+            more = "".join(f", {name} {changed[name]}" for name in others)
+            place = option, str(run["extends"]), result.budget
+            told.setdefault(place, []).append(Setting(result.arm, changed[option], more))
+    shown = []
+    for (option, base, budget), settings in told.items():
+        ran = [r for r in found if (r.arm, r.budget) == (base, budget)]
+        if ran:
+            ordered = _in_order(_base(base, ran, option), settings)
+            shown.append(Ablation(option, base, budget, ordered))
+    return shown
+
+
+def _changed(changes: Mapping[str, Any]) -> dict[str, Any]:
+    settings = dict(changes.get("settings") or {})
+    options = {name: value for name, value in changes.items() if name != "settings"}
+    if options:
+        return options if len(options) == 1 and not settings else {}
+    return settings
+
+
+def _base(arm: str, ran: Sequence[Result], option: str) -> Setting:
+    """The base with the value that its runs have, where they all have the same."""
+    runs = [run for result in ran for run in result.runs.values()]
+    values = {str(v): v for v in ((r.get("config") or r).get(option, r.get(option)) for r in runs)}
+    plain = len(values) == 1 and not isinstance(next(iter(values.values())), (dict, list))
+    return Setting(arm, next(iter(values.values())) if plain else None)
+
+
+def _in_order(base: Setting, arms: Sequence[Setting]) -> tuple[Setting, ...]:
+    """By value where all are numbers; else the base first."""
+    every = [base, *dict.fromkeys(arms)]
+    try:
+        return tuple(sorted(every, key=lambda setting: float(setting.value)))
+    except (TypeError, ValueError):
+        return tuple(every)
+
+
+def table(one: Ablation, found: Sequence[Result], compared: Sequence[Comparison]) -> Table:
+    """Quality at each value, and how far it is from the base's."""
+    split = judged_on(found)
+    problems = list(dict.fromkeys(r.problem for r in found if r.arm in _arms(one)))
+    at = {(r.problem, r.arm): r for r in found if r.budget == one.budget}
+    rows = []
+    for setting in one.settings:
+        here = [at.get((problem, setting.arm)) for problem in problems]
+        scores = ["-" if r is None else spread(r, split) for r in here]
+        rows.append([setting.label, setting.arm, *scores, *_difference(one, setting, compared)])
+    header = [one.option, "arm", *(shown(p, found) for p in problems), "difference", "95% interval"]
+    caption = (
+        f"Headline metric x 100 ({split}), mean ± standard deviation over seeds, and the mean "
+        f"difference from {one.base}, paired by task and seed."
+    )
+    return Table(one.title, caption, header, rows)
+
+
+def all_tables(found: Sequence[Result]) -> list[Table]:
+    """A table for every ablation."""
+    compared = compare(found, levers(found), judged_on(found))
+    return [table(one, found, compared) for one in ablations(found)]
+
+
+def _arms(one: Ablation) -> set[str]:
+    return {setting.arm for setting in one.settings}
+
+
+def _difference(one: Ablation, setting: Setting, compared: Sequence[Comparison]) -> list[str]:
+    for c in compared:
+        if (c.arm, c.base, c.budget) == (setting.arm, one.base, one.budget):
+            return [f"{c.difference:+.1f}", interval_text(c.low, c.high)]
+    return ["-", "-"]
+
+
+def figure(one: Ablation, found: Sequence[Result]) -> go.Figure:
+    """The difference from the base at each value, a line a task, with its interval over seeds."""
+    split, drawn = judged_on(found), go.Figure()
+    per_arm = {
+        setting: differences(found, setting.arm, one.base, one.budget, split)
+        for setting in one.settings
+    }
+    problems = list(dict.fromkeys(p for groups in per_arm.values() for p in groups))
+    for number, problem in enumerate(problems):
+        points = [(s.label, groups[problem]) for s, groups in per_arm.items() if problem in groups]
+        means = [statistics.fmean(values) for _, values in points]
+        ends = [interval([values]) for _, values in points]
+        drawn.add_scatter(
+            x=[html.escape(label) for label, _ in points],
+            y=means,
+            error_y={
+                "array": [_length(high - m) for (_, high), m in zip(ends, means, strict=True)],
+                "arrayminus": [_length(m - low) for (low, _), m in zip(ends, means, strict=True)],
+                "thickness": 1,
+            },
+            mode="lines+markers",
+            name=html.escape(shown(problem, found)),
+            line={"color": KIND_COLORS[number % len(KIND_COLORS)]},
+        )
+    drawn.add_hline(y=0, line={"width": 1, "color": "#adb5bd"})
+    drawn.update_xaxes(title_text=html.escape(one.option), type="category")
+    drawn.update_yaxes(title_text="points")
+    return drawn.update_layout(template="plotly_white", height=300)
+
+
+def _length(value: float) -> float | None:
+    return None if math.isnan(value) else max(0.0, value)

@@ -1,0 +1,54 @@
+"""Beyond the headline: test sets of other domains, and whether probabilities mean what they say."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+from rgft.bench.results import Result, judged_on, shown
+from rgft.bench.table import Table, budget_order, budget_text, spread
+
+OWN_DOMAIN = ("validation", "test")
+CALIBRATION = "calibration_error"
+
+
+def other_domains(found: Sequence[Result]) -> Table:
+    """The headline metric on test sets of domains that were not trained on."""
+    rows = []
+    for result in _ordered(found):
+        splits = next(iter(result.runs.values()))["metrics"]
+        rows += [
+            [*_named(result, found), split, spread(result, split), spread(result, judged_on(found))]
+            for split in splits
+            if split not in OWN_DOMAIN and result.scores(split)
+        ]
+    caption = "Headline metric x 100 on further test sets of a task, beside that of its own domain."
+    header = ["task", "budget", "arm", "test set", "there", f"own domain ({judged_on(found)})"]
+    return Table("Other domains", caption, header, rows)
+
+
+def calibration(found: Sequence[Result]) -> Table:
+    """Expected calibration error of classifiers, where it was recorded."""
+    split, rows = judged_on(found), []
+    for result in _ordered(found):
+        told = [run["metrics"].get(split, {}) for run in result.runs.values()]
+        errors = [100 * m[CALIBRATION] for m in told if m.get(CALIBRATION) is not None]
+        losses = [m["loss"] for m in told if m.get("loss") is not None]
+        if errors and losses:
+            around = f" ± {statistics.stdev(errors):.1f}" if len(errors) > 1 else ""
+            error = f"{statistics.fmean(errors):.1f}{around}"
+            rows.append([*_named(result, found), error, f"{statistics.fmean(losses):.3f}"])
+    caption = (
+        f"Expected calibration error x 100 on the {split} split: how far confidence is from "
+        "accuracy, over 15 bins of confidence; and the loss there. Lower is better."
+    )
+    header = ["task", "budget", "arm", "calibration error", "loss"]
+    return Table("Calibration", caption, header, rows)
+
+
+def _ordered(found: Sequence[Result]) -> list[Result]:
+    return sorted(found, key=lambda r: (r.problem, budget_order(r.budget)))
+
+
+def _named(result: Result, found: Sequence[Result]) -> list[str]:
+    return [shown(result.problem, found), budget_text(result.budget), result.arm]

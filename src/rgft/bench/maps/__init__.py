@@ -1,0 +1,6 @@
+"""What error maps of several runs have in common: over seeds, tasks, methods and a run's course."""
+
+from rgft.bench.maps.questions import all_tables
+from rgft.bench.maps.run_maps import RunMap, run_maps
+
+__all__ = ["RunMap", "all_tables", "run_maps"]
