@@ -72,10 +72,10 @@ def test_full_fine_tuning_costs_what_it_was_priced_at(spec: RunSpec, tmp_path: P
 
 
 def test_every_row_is_priced_once_an_epoch() -> None:
-    shapes = batch_shapes(list(range(1, 100)), 2, batch_size=8, epochs=2.0, seed=0)
+    shapes = batch_shapes([[n] for n in range(1, 100)], 2, batch_size=8, epochs=2.0, seed=0)
     assert sum(rows * count for (rows, _), count in shapes.items()) == 2 * 99
     assert sum(shapes.values()) == 2 * 13
-    half = batch_shapes(list(range(1, 100)), 2, batch_size=8, epochs=0.5, seed=0)
+    half = batch_shapes([[n] for n in range(1, 100)], 2, batch_size=8, epochs=0.5, seed=0)
     assert sum(half.values()) == 7
 
 

@@ -147,7 +147,7 @@ def test_full_fine_tuning_costs_what_it_was_priced_at(
     task = load_folder(folders["data"])
     inputs = ImageInputs(given.model)
     rows = inputs.examples(task, "train")
-    shapes = batch_shapes([1] * len(rows), inputs.multiple, batch_size=8, epochs=2, seed=3)
+    shapes = batch_shapes([[1]] * len(rows), inputs.multiple, batch_size=8, epochs=2, seed=3)
     costs = CostModel(inputs.load_model(task.label_names))
     assert full_fine_tuning_flops(costs, shapes, rows[0], inputs) == whole
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,10 +30,15 @@ class Share:
         """Whether there is nothing here; a process then runs a row that counts for nothing."""
         return self.start == self.stop
 
-    @property
-    def weight(self) -> float:
-        """What to multiply a mean over the rows by, so that processes average to the whole mean."""
-        return self.size * (self.stop - self.start) / self.whole
+    def weight(self, counts: Sequence[int] | None = None) -> float:
+        """What to multiply a mean over the rows by, so that processes average to the whole mean.
+
+        Args:
+            counts: How much each row of the whole batch counts in a mean; None for all alike.
+        """
+        if counts is None:
+            return self.size * (self.stop - self.start) / self.whole
+        return self.size * sum(counts[self.start : self.stop]) / sum(counts)
 
     def of(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Its rows, padded as the whole batch is; one row where there are none."""
@@ -46,8 +51,10 @@ def share(whole: int, rank: int, size: int) -> Share:
 
     >>> [(part.start, part.stop) for part in (share(5, rank, 2) for rank in range(2))]
     [(0, 3), (3, 5)]
-    >>> share(5, 0, 2).weight / 2 + share(5, 1, 2).weight / 2
+    >>> share(5, 0, 2).weight() / 2 + share(5, 1, 2).weight() / 2
     1.0
+    >>> share(3, 0, 2).weight([1, 1, 6]), share(3, 1, 2).weight([1, 1, 6])
+    (0.5, 1.5)
     """
     least, more = divmod(whole, size)
     start = rank * least + min(rank, more)

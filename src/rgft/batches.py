@@ -14,6 +14,7 @@ from rgft.tasks.task import TaskData
 
 Example = dict[str, Any]
 CHUNK = 200  # rows between two looks at the bar
+EVALUATION_BATCH = 64
 MULTIPLE = 2  # lengths are padded to it: half as many shapes to price, at little padding
 
 
@@ -90,6 +91,7 @@ class TextInputs:
     """
 
     multiple = MULTIPLE
+    evaluation_batch = EVALUATION_BATCH
 
     def __init__(self, model: str, max_length: int) -> None:
         self.processor: Any = load_tokenizer(model)
@@ -110,10 +112,15 @@ class TextInputs:
         """Token ids and label of every row of a split."""
         return tokenize(task, split, self.processor, self._longest)
 
-    def length(self, example: Mapping[str, Any]) -> int:
+    def lengths(self, example: Mapping[str, Any]) -> tuple[int, ...]:
         """Its tokens."""
-        return len(example["input_ids"])
+        return (len(example["input_ids"]),)
 
-    def cut(self, example: Example, length: int) -> Example:
+    def longest(self, examples: Sequence[Example]) -> Example:
+        """The one with the most tokens."""
+        return max(examples, key=self.lengths)
+
+    def cut(self, example: Example, lengths: Sequence[int]) -> Example:
         """Its first tokens."""
-        return {k: v[:length] if isinstance(v, list) else v for k, v in example.items()}
+        (most,) = lengths
+        return {k: v[:most] if isinstance(v, list) else v for k, v in example.items()}

@@ -26,6 +26,7 @@ from rgft.stages import Yardstick
 from rgft.structure.cutting import can_cut, keep_layers
 from rgft.survey import Survey, survey
 from rgft.tasks import TaskData
+from rgft.text_metrics import commonest_answer
 
 STANDARD_BATCH = 32  # samples a step of the full fine-tuning that a budget is a share of
 SURVEY_SAMPLES = 512
@@ -33,15 +34,15 @@ SURVEY_SHARE = 0.1  # most of a budget that its survey may spend
 SURVEY_BATCH = 32
 
 
-Shape = tuple[int, int]  # rows, positions
+Shape = tuple[int, ...]  # rows, then positions on each side
 
 
 def batch_shapes(
-    lengths: Sequence[int], multiple: int, *, batch_size: int, epochs: float, seed: int
+    lengths: Sequence[Sequence[int]], multiple: int, *, batch_size: int, epochs: float, seed: int
 ) -> Counter[Shape]:
     """How often each batch shape occurs when samples are drawn at random, padded to the longest.
 
-    >>> batch_shapes([3, 9, 5, 4], 2, batch_size=2, epochs=1.0, seed=0)
+    >>> batch_shapes([[3], [9], [5], [4]], 2, batch_size=2, epochs=1.0, seed=0)
     Counter({(2, 10): 1, (2, 6): 1})
     """
     generator = torch.Generator().manual_seed(seed)
@@ -53,7 +54,8 @@ def batch_shapes(
         batches = torch.split(order, batch_size)[:steps]
         steps -= len(batches)
         for rows in batches:
-            shapes[len(rows), -(-int(positions[rows].max()) // multiple) * multiple] += 1
+            longest = positions[rows].amax(0).tolist()
+            shapes[len(rows), *(-(-most // multiple) * multiple for most in longest)] += 1
     return shapes
 
 
@@ -65,11 +67,11 @@ def full_fine_tuning_flops(
     Args:
         costs: Of the model that full fine-tuning would train.
         shapes: How many batches of each shape there are.
-        longest: A sample with as many positions as the longest batch.
+        longest: A sample with as many positions as the longest batch, on each side.
         inputs: Makes batches.
     """
     total = 0
-    for (rows, positions), count in sorted(shapes.items()):
+    for (rows, *positions), count in sorted(shapes.items()):
         example = inputs.cut(longest, positions)
         graph = costs.graph(**inputs.collate([example] * rows))
         total += count * costs.step(graph, Action(costs.names)).total
@@ -82,7 +84,7 @@ def survey_batches(
     """Some samples in batches of like lengths, in random order."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randperm(len(examples), generator=generator)[:SURVEY_SAMPLES].tolist()
-    drawn.sort(key=lambda i: inputs.length(examples[i]))
+    drawn.sort(key=lambda i: inputs.lengths(examples[i]))
     count = math.ceil(len(drawn) / SURVEY_BATCH)
     for i in torch.randperm(count, generator=generator).tolist():
         rows = drawn[i * SURVEY_BATCH : (i + 1) * SURVEY_BATCH]
@@ -103,9 +105,9 @@ def typical_batch(
     examples: Sequence[Example], inputs: Inputs, batch_size: int, device: torch.device
 ) -> dict[str, Tensor]:
     """A batch whose samples are as long as `examples` are on average."""
-    lengths = [inputs.length(example) for example in examples]
-    longest = examples[lengths.index(max(lengths))]
-    example = inputs.cut(longest, round(sum(lengths) / len(lengths)))
+    lengths = zip(*(inputs.lengths(example) for example in examples), strict=True)
+    means = [round(sum(side) / len(side)) for side in lengths]
+    example = inputs.cut(inputs.longest(examples), means)
     return {k: v.to(device) for k, v in inputs.collate([example] * batch_size).items()}
 
 
@@ -166,13 +168,21 @@ def step_share(
     return costs.cost(kept) / costs.full
 
 
-def task_yardstick(task: TaskData) -> Yardstick:
+def task_yardstick(task: TaskData, rows: int | None = None) -> Yardstick:
     """What the stages of a run on `task` are judged by: its metric on the validation split.
+
+    Args:
+        task: The task.
+        rows: Most rows of the split that texts are written for, where that is the task.
 
     Raises:
         InputError: The split cannot tell one model from another.
     """
     labels = task.splits["validation"][task.label_column][:]
+    if task.kind == "generation":
+        known = task.metric == "exact_match"
+        written = min(len(labels), rows or len(labels))
+        return Yardstick(task.metric, written, commonest_answer(labels) if known else None)
     if len(set(labels)) < 2:
         raise InputError(
             f"the validation split has {len(set(labels))} different labels, so that --budget auto "

@@ -74,6 +74,7 @@ app.add_command(compare_maps)
 )
 @click.option("--text-columns", help="One text column, or two joined by a comma.  [detected]")
 @click.option("--label-column", help="Label column.  [detected]")
+@click.option("--target-column", help="Column of texts to write, in place of labels.")
 @click.option("--method", help=f"One of: {', '.join(METHODS)}.  [rgft]")
 @click.option("--epochs", type=float, help="Passes over the training data.  [3]")
 @click.option("--lr", type=float, help="Peak learning rate.  [the method's, scaled to the model]")
@@ -92,6 +93,18 @@ app.add_command(compare_maps)
 @click.option("--max-length", type=int, help="Tokens a text is cut at.  [128]")
 @click.option(
     "--image-size", type=int, help="Pixels a side images are scaled to.  [the model's own]"
+)
+@click.option("--prompt", help="What a model reads before it writes: 'Q: {question} A:'.  [the task's]")
+@click.option(
+    "--max-target-length",
+    type=int,
+    help="Tokens that texts to write are cut at, and the most that are written.  [64]",
+)
+@click.option("--beams", type=int, help="Beams of the search that writes texts.  [1]")
+@click.option(
+    "--written-rows",
+    type=int,
+    help="Write texts for at most so many rows of a split at each evaluation.  [128]",
 )
 @click.option(
     "--max-train-rows",

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rgft.batches import Example, labelled
+from rgft.batches import EVALUATION_BATCH, Example, labelled
 from rgft.errors import InputError
 from rgft.models import load_image_classifier, load_image_processor
 from rgft.tasks.images import decode_image
@@ -34,6 +34,7 @@ class ImageInputs:
 
     files = ("preprocessor_config.json",)
     multiple = 1
+    evaluation_batch = EVALUATION_BATCH
 
     def __init__(self, model: str, side: int | None = None) -> None:
         self.processor: Any = load_image_processor(model, side)
@@ -64,14 +65,18 @@ class ImageInputs:
         images, labels = rows[task.input_columns[0]][:], rows[task.label_column][:]
         return [{IMAGE: i, "labels": label} for i, label in zip(images, labels, strict=True)]
 
-    def length(self, example: Mapping[str, Any]) -> int:
+    def lengths(self, example: Mapping[str, Any]) -> tuple[int, ...]:
         """1: all are of one size."""
         del example
-        return 1
+        return (1,)
 
-    def cut(self, example: Example, length: int) -> Example:
+    def longest(self, examples: Sequence[Example]) -> Example:
+        """Any of them."""
+        return examples[0]
+
+    def cut(self, example: Example, lengths: Sequence[int]) -> Example:
         """The example itself."""
-        del length
+        del lengths
         return example
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""How the samples of a task become batches, and which model takes them: texts or images."""
+"""How the samples of a task become batches, and which model takes them."""
 
 from __future__ import annotations
 
@@ -10,29 +10,38 @@ from torch import Tensor, nn
 from rgft.batches import Example, TextInputs
 from rgft.errors import InputError
 from rgft.images import ImageInputs
-from rgft.models import check_modality
+from rgft.models import check_modality, writes_as
 from rgft.spec import MAX_LENGTH, RunSpec
 from rgft.tasks import TaskData
+from rgft.tasks.prompts import default_prompt
+from rgft.text_to_text import INPUTS, Limits, TextToTextInputs
+
+ASKED = ("prompt", "max_target_length", "beams", "written_rows")  # of texts to write alone
+MAX_TARGET_LENGTH = 64
 
 
 class Inputs(Protocol):
-    """What differs between texts and images.
+    """What differs between labelled texts, labelled images, and texts that are to be written.
 
     Attributes:
         processor: What makes the model's input and is saved beside it: a tokenizer, or an image
             processor.
         files: Names of the files that it is saved in.
         multiple: Lengths of batches are padded to a multiple of it.
+        evaluation_batch: Rows of a batch that is evaluated.
     """
 
     processor: Any
     multiple: int
+    evaluation_batch: int
 
     @property
     def files(self) -> tuple[str, ...]: ...  # noqa: D102 - said above
 
     def load_model(self, labels: tuple[str, ...]) -> nn.Module:
-        """The model with a new head: an output for each label, or one value where there are none.
+        """The model, with a new head: an output for each label, or one value where there are none.
+
+        What writes texts has a head.
 
         Raises:
             InputError: It cannot be loaded, or does not take such samples.
@@ -47,12 +56,16 @@ class Inputs(Protocol):
         """A batch: what the model takes, with "labels" and, if given, "sample_ids"."""
         ...
 
-    def length(self, example: Mapping[str, Any]) -> int:
-        """Positions of a sample, of which its cost depends."""
+    def lengths(self, example: Mapping[str, Any]) -> tuple[int, ...]:
+        """Positions of a sample, on which its cost depends: of each of its sides, if it has two."""
         ...
 
-    def cut(self, example: Example, length: int) -> Example:
-        """The example with so many positions, if it has more."""
+    def longest(self, examples: Sequence[Example]) -> Example:
+        """An example with as many positions as any of them has, on each side."""
+        ...
+
+    def cut(self, example: Example, lengths: Sequence[int]) -> Example:
+        """The example with so many positions on each side, if it has more."""
         ...
 
 
@@ -62,6 +75,15 @@ def load_inputs(spec: RunSpec, task: TaskData) -> Inputs:
     Raises:
         InputError: The model takes other samples, or an option is for others.
     """
+    if task.kind == "generation":
+        return _text_to_text(spec, task)
+    for option in ASKED:
+        given = getattr(spec, option)
+        if given is not None:
+            raise InputError(
+                f"{option} is {given!r}, but '{task.name}' has labels and no texts to write; drop "
+                "it (a task of your own has them with --target-column)"
+            )
     check_modality(spec.model, task.modality, task.name)
     if task.modality == "image":
         if spec.max_length != MAX_LENGTH:
@@ -75,6 +97,19 @@ def load_inputs(spec: RunSpec, task: TaskData) -> Inputs:
                 "drop it"
             )
         return ImageInputs(spec.model, spec.image_size)
+    _refuse_image_size(spec, task)
+    return TextInputs(spec.model, spec.max_length)
+
+
+def _text_to_text(spec: RunSpec, task: TaskData) -> TextToTextInputs:
+    _refuse_image_size(spec, task)
+    answer = MAX_TARGET_LENGTH if spec.max_target_length is None else spec.max_target_length
+    prompt = task.prompt if spec.prompt is None else spec.prompt
+    kind = INPUTS[writes_as(spec.model, task.name)]
+    limits = Limits(spec.max_length, answer)
+    return kind(spec.model, default_prompt(task.input_columns) if prompt is None else prompt, limits)
+
+
+def _refuse_image_size(spec: RunSpec, task: TaskData) -> None:
     if spec.image_size is not None:
         raise InputError(f"image_size is {spec.image_size}, but '{task.name}' is of texts; drop it")
-    return TextInputs(spec.model, spec.max_length)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from rgft.errors import InputError
 from rgft.tasks.task import Modality
+
+Architecture = Literal["encoder-decoder", "decoder"]
 
 HUB_SECONDS = 10
 LITE = "efficientnet_lite_pytorch"
@@ -95,6 +97,46 @@ def load_classifier(model: str, labels: tuple[str, ...], pad_token_id: int) -> n
     config: Any = loaded.config
     if config.pad_token_id is None:
         config.pad_token_id = pad_token_id
+    return loaded
+
+
+def writes_as(model: str, task: str) -> Architecture:
+    """How `model` writes texts: an encoder reads and a decoder writes, or one decoder does both.
+
+    Raises:
+        InputError: It writes none, or its configuration cannot be loaded.
+    """
+    from transformers import (  # noqa: PLC0415
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_MASKED_LM_MAPPING,
+        MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
+        AutoConfig,
+    )
+
+    config = _load(AutoConfig, model)
+    kind = type(config)
+    if config.is_encoder_decoder and kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING:
+        return "encoder-decoder"
+    # encoders are in both tables: a mask would make decoders of them that nothing has trained
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING and kind not in MODEL_FOR_MASKED_LM_MAPPING:
+        return "decoder"
+    raise InputError(
+        f"'{model}' writes no texts, as '{task}' asks for; give --model one that does, such as "
+        "google-t5/t5-small"
+    )
+
+
+def load_writer(model: str, architecture: Architecture) -> nn.Module:
+    """`model` with the head that it was pre-trained with, in single precision.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
+    import torch  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM  # noqa: PLC0415
+
+    factory = AutoModelForCausalLM if architecture == "decoder" else AutoModelForSeq2SeqLM
+    loaded: nn.Module = _load(factory, model, dtype=torch.float32)
     return loaded
 
 

@@ -50,13 +50,15 @@ from rgft.spending import Spending, parse_budget
 from rgft.structure.cutting import count_layers, keep_layers
 from rgft.structure.dropout import turn_off_dropout
 from rgft.survey import Survey
-from rgft.tasks import TaskData, load_folder, load_task
+from rgft.tasks import TaskData, load_folder, load_pairs, load_task
 from rgft.tasks.splitting import fewer_evaluation_rows, fewer_train_rows
+from rgft.text_trainer import WRITTEN_ROWS
 from rgft.visits import VisitSampler
 
 BUCKET = 16  # batches whose texts are sorted by length among each other
 MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
 OFF = "off"
+DEPTH_OF_LAYERS = 1  # of the first: everything but the embeddings trains
 BALANCED = ("matthews_correlation", "f1_macro")  # metrics in which every class counts alike
 BALANCE = 0.5
 FULL_PASS = 0.125  # of the run, at its end, where a method skips samples (Qin et al. 2024)
@@ -132,12 +134,15 @@ def _load_data(spec: RunSpec) -> TaskData:
     """The task or the user's own data, whole."""
     folder = None if spec.data is None else Path(spec.data)
     if spec.task is not None:
-        if spec.text_columns or spec.label_column:
+        if spec.text_columns or spec.label_column or spec.target_column:
             raise InputError(
-                "--text-columns and --label-column go with --data alone, not with --task"
+                "--text-columns, --label-column and --target-column go with --data alone, not with "
+                "--task"
             )
         return load_task(spec.task, folder)
     assert folder is not None
+    if spec.target_column is not None:
+        return load_pairs(folder, spec.target_column, spec.text_columns)
     return load_folder(folder, spec.text_columns, spec.label_column)
 
 
@@ -184,7 +189,10 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
     _check_guidance(model, config, spending, meter)
     surveyed, recipe = None, Recipe(method.lr, STANDARD_BATCH)
     recipes = None if spending is None else method.surveyed
-    if recipes is not None and config.frozen_below:
+    if recipes is not None and task.kind == "generation":  # no labels that a survey could look for
+        recipe = recipes.deep
+        config = replace(config, frozen_below=config.frozen_below or DEPTH_OF_LAYERS)
+    elif recipes is not None and config.frozen_below:
         recipe = recipes.known(frozen_share(model, config.frozen_below))
     elif recipes is not None and spending is not None:
         with waiting("surveying the model"):
@@ -209,7 +217,7 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
     ledger = Ledger(len(examples["train"]))
     visits = None
     if spending is not None:
-        lengths = [inputs.length(row) for row in examples["train"]]
+        lengths = [sum(inputs.lengths(row)) for row in examples["train"]]
         visits = _visits(spec, method, ledger, lengths, batch_size, spending)
     cache = _prefix_cache(
         spec, model, config, spending, lambda: inputs.collate(examples["train"][:batch_size])
@@ -258,19 +266,17 @@ def _spending(  # noqa: PLR0913 - what it is made of
     """What a run may spend; None without a budget."""
     if spec.budget is None:
         return None
-    lengths = [inputs.length(row) for row in rows]
     shapes = batch_shapes(
-        lengths,
+        [inputs.lengths(row) for row in rows],
         inputs.multiple,
         batch_size=STANDARD_BATCH,
         epochs=spec.epochs,
         seed=spec.seed,
     )
-    longest = rows[lengths.index(max(lengths))]
     with waiting("pricing full fine-tuning"):
-        full = full_fine_tuning_flops(costs, shapes, longest, inputs)
+        full = full_fine_tuning_flops(costs, shapes, inputs.longest(rows), inputs)
     budget = parse_budget(spec.budget)
-    yardstick = task_yardstick(task) if budget.auto else None
+    yardstick = task_yardstick(task, spec.written_rows or WRITTEN_ROWS) if budget.auto else None
     return Spending(meter, budget, full=full, yardstick=yardstick)
 
 
@@ -314,7 +320,8 @@ def _balance(
     if not exponent:
         return None
     if task.kind != "classification":
-        raise InputError(f"balance is {exponent}, but the labels are numbers, not classes; drop it")
+        what = "numbers" if task.kind == "regression" else "texts"
+        raise InputError(f"balance is {exponent}, but the labels are {what}, not classes; drop it")
     return class_weights(torch.tensor([row["labels"] for row in rows]), exponent)
 
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rgft import records
-from rgft.atomic import PREFIX, SUFFIX
+from rgft.atomic import PREFIX, SUFFIX, atomic_path
 from rgft.checkpoints import FOLDER
 from rgft.error_map import ErrorMap
 from rgft.errors import InputError
@@ -23,6 +24,7 @@ from rgft.spec import RunSpec, arguments
 
 ERROR_MAP_FILE = "error_map.parquet"
 LEDGER_FILE = "residuals.parquet"
+WRITTEN_FILE = "written.jsonl"
 REPORT_FILES = ("error_map.png", "report.html")  # in the order of writing
 ADAPTER, BASE = "adapter", "base"  # what was added to a model; the model, where it is apart
 MODEL_FILES = (  # of whatever model and processor; some by patterns
@@ -32,7 +34,7 @@ MODEL_FILES = (  # of whatever model and processor; some by patterns
     *("vocab.json", "merges.txt", "spiece.model", "spm.model", "tokenizer.model"),
     *("sentencepiece.bpe.model", "preprocessor_config.json"),
 )
-RESULTS = (ADAPTER, BASE, ERROR_MAP_FILE, LEDGER_FILE, *REPORT_FILES, *MODEL_FILES)
+RESULTS = (ADAPTER, BASE, ERROR_MAP_FILE, LEDGER_FILE, WRITTEN_FILE, *REPORT_FILES, *MODEL_FILES)
 OURS = (FOLDER, records.RUN_FILE, *RESULTS)
 STAGING = f"{PREFIX}saving{SUFFIX}"
 
@@ -165,6 +167,18 @@ def save_ledgers(output_dir: Path, error_map: ErrorMap, ledger: Ledger) -> None:
     """Where in the model the error came from, and on which samples."""
     error_map.to_parquet(output_dir / ERROR_MAP_FILE)
     ledger.write(output_dir / LEDGER_FILE)
+
+
+def save_written(output_dir: Path, written: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """What the model wrote for rows of each split at the end, beside what would have answered."""
+    lines = [
+        json.dumps({"split": split, **row}) + "\n"
+        for split, rows in written.items()
+        for row in rows
+        if split != "eval"  # the last evaluation in training
+    ]
+    with atomic_path(output_dir / WRITTEN_FILE) as temporary:
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def _matching(folder: Path, names: Iterable[str]) -> Iterator[Path]:

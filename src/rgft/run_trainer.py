@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,7 +22,7 @@ from rgft.loss_percentiles import LossPercentiles
 from rgft.processes import Processes
 from rgft.recorder import RunRecorder, diverged
 from rgft.residuals import Ledger
-from rgft.sample_losses import sample_correct, sample_losses
+from rgft.sample_losses import sample_correct, sample_losses, sample_tokens
 from rgft.sampling import weighted_loss
 from rgft.tasks import Kind
 from rgft.visits import VisitBatches, VisitSampler
@@ -44,6 +44,11 @@ class Sampling:
     balance: Tensor | None
     percentiles: LossPercentiles | None = None
 
+    @property
+    def weighs(self) -> bool:
+        """Whether samples count differently."""
+        return self.balance is not None or (self.visits is not None and self.visits.skip > 0)
+
     def weighted(
         self, ids: Tensor, labels: Tensor, losses: Tensor, whole: int | None = None
     ) -> Tensor | None:
@@ -55,9 +60,9 @@ class Sampling:
             losses: Of the samples.
             whole: How many are in the batch, where others are elsewhere.
         """
-        skips = self.visits is not None and self.visits.skip > 0
-        if not skips and self.balance is None:
+        if not self.weighs:
             return None
+        skips = self.visits is not None and self.visits.skip > 0
         weights, size = torch.ones_like(losses), float(whole or len(losses))
         if self.visits is not None and skips:
             of = self.visits.weights
@@ -86,6 +91,9 @@ class Sampling:
             self.percentiles.load_state_dict(state["percentiles"])
 
 
+Measure = Callable[[Any, Any], dict[str, float]]
+
+
 class Resumable(Protocol):
     """What has a state beside that of the Trainer."""
 
@@ -103,9 +111,10 @@ class RunTrainer(Trainer):  # type: ignore[misc]
 
     Args:
         recorder: Told every loss.
-        kind: Of the task.
+        kind: Of the loss, as `sample_losses` names it.
         sampling: How it goes through the training samples.
         identified: Whether the model is given the ids of the samples, for a prefix cache.
+        measure: Metrics from what evaluation has kept of the model's output, and the labels.
         processes: Those that a batch is shared out to; each is handed all of it.
         allocation: Prunes ranks, if the model is one of AdaLoRA, whose loss has a term of its own.
         settings: The Trainer's own.
@@ -114,19 +123,21 @@ class RunTrainer(Trainer):  # type: ignore[misc]
     def __init__(  # noqa: PLR0913 - what a run consists of
         self,
         recorder: RunRecorder,
-        kind: Kind,
+        kind: str,
         sampling: Sampling,
         *,
+        measure: Measure,
         identified: bool,
         processes: Processes | None = None,
         allocation: Resumable | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(**settings, compute_metrics=self._metrics)
-        self._recorder, self._kind = recorder, kind
+        self._recorder, self._kind, self._measure = recorder, kind, measure
         self._sampling, self._identified = sampling, identified
         self._processes = processes
         self._share: Share | None = None
+        self._counts: list[int] | None = None
         if processes is not None:
             sampling.ledger.share(processes)
             self.model_accepts_loss_kwargs = False  # a model's loss is the mean over its rows
@@ -159,8 +170,10 @@ class RunTrainer(Trainer):  # type: ignore[misc]
     ) -> Tensor:
         """One forward and backward pass, of the rows that this process has."""
         if self._processes is not None:
-            rows = len(inputs["labels"])
-            self._share = share(rows, self._processes.rank, self._processes.size)
+            labels = inputs["labels"]
+            self._share = share(len(labels), self._processes.rank, self._processes.size)
+            if labels.ndim > 1:  # a mean over tokens, of which rows have more or fewer
+                self._counts = sample_tokens(labels, self._kind).tolist()
             inputs = self._share.of(inputs)
         with self._recorder.uncounted(self._share is not None and self._share.idle):
             loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
@@ -201,7 +214,8 @@ class RunTrainer(Trainer):  # type: ignore[misc]
 
     def _noted(self, ids: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
         """Take the losses of training samples into the ledger."""
-        losses = sample_losses(logits, labels, self._kind)
+        with torch.set_grad_enabled(self._sampling.weighs):
+            losses = sample_losses(logits, labels, self._kind)
         correct = sample_correct(logits, labels, self._kind)
         part = self._share
         if part is None:
@@ -209,13 +223,17 @@ class RunTrainer(Trainer):  # type: ignore[misc]
             self._sampling.ledger.update(ids, losses, correct)
             if weighted is None:
                 return loss
-            return weighted if self._allocation is None else weighted + (loss - losses.mean())
+            if self._allocation is None:
+                return weighted
+            tokens = 1 if labels.ndim == 1 else sample_tokens(labels, self._kind)
+            own = (losses * tokens).sum() / (torch.ones_like(losses) * tokens).sum()
+            return weighted + (loss - own)
         weighted = self._sampling.weighted(ids, labels, losses, part.whole)
         here = slice(0, part.stop - part.start)
         right = None if correct is None else correct[here]
         self._sampling.ledger.update(ids[here], losses[here], right)
         if weighted is None or part.idle:
-            return loss * part.weight
+            return loss * part.weight(self._counts)
         return weighted * part.size  # processes are averaged, and its sum is to be over all
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -259,9 +277,13 @@ class RunTrainer(Trainer):  # type: ignore[misc]
     def _metrics(self, prediction: Any) -> dict[str, float]:
         if not np.isfinite(prediction.predictions).all():
             raise diverged("output of the model", math.nan, self.state.global_step)
-        found = metrics.compute(self._kind, prediction.predictions, prediction.label_ids)
-        if self._processes is not None:  # the Trainer's own mean counts rows that fill batches up
-            logits, labels = prediction.predictions, prediction.label_ids
-            losses = sample_losses(torch.as_tensor(logits), torch.as_tensor(labels), self._kind)
-            found["loss"] = float(losses.mean())
-        return found
+        return self._measure(prediction.predictions, prediction.label_ids)
+
+
+def of_labels(kind: Kind, logits: Any, labels: Any, processes: Processes | None) -> dict[str, float]:
+    """The metrics of a task of labels."""
+    found = metrics.compute(kind, logits, labels)
+    if processes is not None:  # the Trainer's own mean counts rows that fill batches up
+        losses = sample_losses(torch.as_tensor(logits), torch.as_tensor(labels), kind)
+        found["loss"] = float(losses.mean())
+    return found

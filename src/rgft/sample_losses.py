@@ -61,6 +61,16 @@ def sample_losses(
     return sums / counted.flatten(1).sum(1).clamp_min(1)
 
 
+def sample_tokens(labels: Tensor, kind: str = "classification") -> Tensor:
+    """How many positions of each sample count: what its mean loss is a mean over, `[B]`.
+
+    >>> sample_tokens(torch.tensor([[-100, 5, 6], [7, 8, -100]]), "causal-lm").tolist()
+    [2, 1]
+    """
+    counted = (labels[:, 1:] if kind == "causal-lm" else labels) != IGNORED
+    return counted.flatten(1).sum(1)
+
+
 def sample_correct(logits: Tensor, labels: Tensor, kind: str = "classification") -> Tensor | None:
     """Whether each sample of a batch was predicted right in all its positions; for the ledger.
 

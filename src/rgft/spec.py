@@ -26,6 +26,9 @@ RULES: dict[str, Rule] = {
     "adam_beta2": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
     "max_length": whole(4),
     "image_size": optional(whole(8)),
+    "max_target_length": optional(whole(1)),
+    "beams": optional(whole(1)),
+    "written_rows": optional(whole(1)),
     "max_train_rows": optional(whole(1)),
     "max_evaluation_rows": optional(whole(1)),
     "evaluations": whole(1),
@@ -47,6 +50,8 @@ class RunSpec:
         data: Folder of the task, or of the user's own data.
         text_columns: Text columns of the user's own data; detected by default.
         label_column: Label column of the user's own data; detected by default.
+        target_column: Column of the user's own data with texts that a model is to write, in place
+            of labels.
         method: A name in `rgft.METHODS`.
         epochs: Passes over the training data.
         lr: Peak learning rate; None for the method's own, scaled to the model (`rgft.rate_scale`).
@@ -58,6 +63,13 @@ class RunSpec:
             without a budget).
         max_length: Tokens a text is cut at.
         image_size: Pixels a side that images are scaled to; None for the model's own.
+        prompt: Where texts are written: what the model reads, with text columns in braces; None for
+            the task's.
+        max_target_length: Tokens that these texts are cut at, and the most that are written; None
+            for 64.
+        beams: Width of the beam search by which they are written; None for 1, greedily.
+        written_rows: Most rows of a split for which texts are written at an evaluation; None for
+            128.
         max_train_rows: Most rows of the training split that are used; None for all. Which ones does
             not depend on the seed.
         max_evaluation_rows: Most rows of each other split that are used; None for all.
@@ -85,6 +97,7 @@ class RunSpec:
     data: str | None = None
     text_columns: tuple[str, ...] | None = None
     label_column: str | None = None
+    target_column: str | None = None
     method: str = "rgft"
     epochs: float = 3.0
     lr: float | None = None
@@ -94,6 +107,10 @@ class RunSpec:
     adam_beta2: float | None = None
     max_length: int = MAX_LENGTH
     image_size: int | None = None
+    prompt: str | None = None
+    max_target_length: int | None = None
+    beams: int | None = None
+    written_rows: int | None = None
     max_train_rows: int | None = None
     max_evaluation_rows: int | None = None
     granularity: str | None = None
@@ -117,6 +134,11 @@ class RunSpec:
             raise InputError(
                 f"{name} takes effect with a budget alone: give --budget too (1.0 for what full "
                 "fine-tuning costs)"
+            )
+        if self.target_column is not None and self.label_column is not None:
+            raise InputError(
+                "target_column and label_column exclude each other: a model writes texts or learns "
+                "labels; give one"
             )
         if self.task is None and self.data is None:
             raise InputError("no data: give --task NAME (see `rgft data`) or --data DIR")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -40,13 +41,16 @@ from rgft.run_folder import (
     refuse_foreign,
     save,
     save_ledgers,
+    save_written,
 )
-from rgft.run_trainer import RunTrainer
+from rgft.processes import Processes
+from rgft.run_trainer import RunTrainer, of_labels
 from rgft.spec import RunSpec, arguments, command
 from rgft.spending import parse_budget
 from rgft.storage import storage_problem
+from rgft.text_to_text import TextToTextInputs
+from rgft.text_trainer import TextTrainer
 
-EVALUATION_BATCH = 64
 WARMUP_SHARE = 0.06  # of all steps; RoBERTa's setting for GLUE (Liu et al. 2019)
 WEIGHT_DECAY = 0.01
 
@@ -189,7 +193,7 @@ def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingA
         max_steps=-1 if spec.budget is None else total,
         ignore_data_skip=spec.budget is not None,  # the visits know their place
         per_device_train_batch_size=prepared.batch_size,
-        per_device_eval_batch_size=EVALUATION_BATCH,
+        per_device_eval_batch_size=prepared.inputs.evaluation_batch,
         learning_rate=prepared.lr,
         lr_scheduler_type="linear",
         warmup_steps=math.ceil(WARMUP_SHARE * total),
@@ -249,10 +253,7 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
     shown = [progress] if launch.first else []
     allocation = _allocation(prepared)
     set_seed(spec.seed)
-    trainer = RunTrainer(
-        recorder,
-        prepared.task.kind,
-        prepared.sampling,
+    trainer = _trainer(spec, prepared, recorder, processes)(
         identified=prepared.prefix_cache is not None,
         processes=processes,
         allocation=allocation,
@@ -286,6 +287,30 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
     return record
 
 
+def _trainer(
+    spec: RunSpec, prepared: Prepared, recorder: RunRecorder, processes: Processes | None
+) -> Callable[..., RunTrainer]:
+    """The Trainer for what the model puts out."""
+    task, inputs = prepared.task, prepared.inputs
+    if isinstance(inputs, TextToTextInputs):
+        return partial(
+            TextTrainer,
+            recorder,
+            inputs,
+            prepared.sampling,
+            metric=task.metric,
+            beams=spec.beams,
+            rows=spec.written_rows,
+        )
+    return partial(
+        RunTrainer,
+        recorder,
+        task.kind,
+        prepared.sampling,
+        measure=partial(of_labels, task.kind, processes=processes),
+    )
+
+
 def _leave_behind(
     trainer: RunTrainer,
     prepared: Prepared,
@@ -299,6 +324,8 @@ def _leave_behind(
     write = None if adapter is None else ADAPTERS[adapter].save
     save(output_dir, trainer.model, prepared.inputs.processor, write)
     save_ledgers(output_dir, guidance.guide.error_map, prepared.sampling.ledger)
+    if isinstance(trainer, TextTrainer):
+        save_written(output_dir, trainer.written)
     records.write_run(output_dir, record)
     finish(output_dir)
 

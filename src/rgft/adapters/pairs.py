@@ -41,7 +41,7 @@ def add_adalora(model: nn.Module, rank: int) -> nn.Module:
 
     first = round(SURPLUS * rank)
     config = AdaLoraConfig(
-        **_classifier(model),
+        **_task(model),
         init_r=first,
         target_r=rank,
         lora_alpha=2 * first,
@@ -60,7 +60,7 @@ def add_ia3(model: nn.Module, _: int) -> nn.Module:
     from peft import IA3Config  # noqa: PLC0415 - slow to import
 
     try:
-        return _adapted(model, IA3Config(**_classifier(model)))
+        return _adapted(model, IA3Config(**_task(model)))
     except ValueError as error:
         kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
         raise InputError(
@@ -78,17 +78,26 @@ def save_merged(model: Any, folder: Path) -> None:
 def _with_lora(model: nn.Module, rank: int, **settings: Any) -> nn.Module:
     from peft import LoraConfig  # noqa: PLC0415 - slow to import
 
-    config = LoraConfig(**_classifier(model), r=rank, target_modules=_linear(model), **settings)
+    config = LoraConfig(**_task(model), r=rank, target_modules=_linear(model), **settings)
     return _adapted(model, config)
 
 
-def _classifier(model: nn.Module) -> dict[str, Any]:
-    """How PEFT is told of the new head; it has no type for classifiers of images."""
+def _task(model: nn.Module) -> dict[str, Any]:
+    """How PEFT is told what the model is for; it has no type for classifiers of images."""
     from peft import TaskType  # noqa: PLC0415 - slow to import
 
     if getattr(model, "main_input_name", None) == "pixel_values":
         return {"exclude_modules": _heads(model), "modules_to_save": _heads(model)}
-    return {"task_type": TaskType.SEQ_CLS}
+    if not _writes(model):
+        return {"task_type": TaskType.SEQ_CLS}
+    config: Any = model.config
+    return {"task_type": TaskType.SEQ_2_SEQ_LM if config.is_encoder_decoder else TaskType.CAUSAL_LM}
+
+
+def _writes(model: nn.Module) -> bool:
+    """Whether a model of transformers is one that writes texts."""
+    can_generate = getattr(model, "can_generate", None)
+    return callable(can_generate) and bool(can_generate())
 
 
 def _heads(model: nn.Module) -> list[str]:

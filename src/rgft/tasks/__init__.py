@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rgft.errors import unknown
-from rgft.tasks import fashion, hub, reviews
+from rgft.tasks import fashion, hub, mathematics, reviews
 from rgft.tasks.cifar import CIFAR
 from rgft.tasks.fashion import FASHION
-from rgft.tasks.folder import load_folder
+from rgft.tasks.folder import load_folder, load_pairs
 from rgft.tasks.glue import GLUE
+from rgft.tasks.mathematics import GSM8K, METAMATHQA
+from rgft.tasks.summaries import SUMMARIES
 from rgft.tasks.superglue import SUPERGLUE
 from rgft.tasks.task import Kind, Modality, TaskData
 from rgft.tasks.trec import TREC
@@ -25,6 +27,7 @@ __all__ = [
     "TaskData",
     "TaskEntry",
     "load_folder",
+    "load_pairs",
     "load_task",
 ]
 
@@ -35,7 +38,7 @@ class TaskEntry:
 
     Attributes:
         description: One line.
-        kind: "classification" or "regression".
+        kind: "classification", "regression" or "generation".
         metric: Headline metric.
         origin: Where it comes from.
         load: Loads it, from the folder given or from where it lies by default.
@@ -64,7 +67,7 @@ def _hub_entry(task: hub.HubTask) -> TaskEntry:
     )
 
 
-HUB_TASKS = (*GLUE, *SUPERGLUE, *TREC, *CIFAR)
+HUB_TASKS = (*GLUE, *SUPERGLUE, *TREC, *CIFAR, *SUMMARIES, GSM8K)
 
 TASKS: dict[str, TaskEntry] = {
     "reviews": TaskEntry(
@@ -92,6 +95,15 @@ TASKS: dict[str, TaskEntry] = {
         load=fashion.load_fashion,
         available=fashion.is_available,
         modality=FASHION.modality,
+    ),
+    METAMATHQA.name: TaskEntry(
+        description=METAMATHQA.description,
+        kind=METAMATHQA.kind,
+        metric=METAMATHQA.metric,
+        origin=f"${hub.DATA_VARIABLE}/{METAMATHQA.folders[0]}, or the hub's {METAMATHQA.path}; "
+        f"and {GSM8K.name}",
+        load=mathematics.load_metamathqa,
+        available=mathematics.is_available,
     ),
 }
 

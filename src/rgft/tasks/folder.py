@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rgft.errors import InputError
+from rgft.tasks.answers import check_answers
 from rgft.tasks.columns import (
     find_label_column,
     find_text_columns,
@@ -15,6 +16,7 @@ from rgft.tasks.columns import (
 )
 from rgft.tasks.images import check_images, find_image_column
 from rgft.tasks.labels import encode_labels, infer_scheme
+from rgft.tasks.prompts import default_prompt
 from rgft.tasks.splitting import with_validation
 from rgft.tasks.tables import SUFFIXES, Table, one_line, read_table
 from rgft.tasks.task import Input, TaskData, split_in_memory
@@ -78,6 +80,42 @@ def load_folder(
         metric="accuracy" if scheme.kind == "classification" else "pearson",
         splits=with_validation(splits, inputs, label, str(directory)),
         modality="image" if image else "text",
+    )
+
+
+def load_pairs(
+    directory: Path, target_column: str, text_columns: Sequence[str] | None = None
+) -> TaskData:
+    """Load texts and the texts to write for them, from files as `load_folder` takes them.
+
+    Args:
+        directory: The folder.
+        target_column: Column of the texts to write; a row may have a list, of which each answers.
+        text_columns: One or two columns of what a model reads; found if not given.
+
+    Raises:
+        InputError: The folder, a file or a column is missing or cannot be used.
+    """
+    tables = read_folder(directory)
+    train = tables["train"]
+    require_column(train, target_column, "--target-column")
+    inputs = find_text_columns(train, target_column, text_columns)
+    _LOG.info("%s: input from %s, to be written: %r", directory, inputs, target_column)
+    splits = {
+        name: split_in_memory(
+            check_texts(table, inputs), target_column, check_answers(table, target_column)
+        )
+        for name, table in tables.items()
+    }
+    return TaskData(
+        name=Path(directory).resolve().name,
+        kind="generation",
+        input_columns=inputs,
+        label_column=target_column,
+        label_names=(),
+        metric="rougeL",
+        splits=with_validation(splits, inputs, target_column, str(directory)),
+        prompt=default_prompt(inputs),
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import datasets
 
 from rgft.errors import InputError
+from rgft.tasks.answers import check_answers, with_whole_texts
 from rgft.tasks.columns import require_column
 from rgft.tasks.folder import FILE_NAMES, read_folder
 from rgft.tasks.images import check_images
@@ -36,10 +37,11 @@ class HubTask:
         revision: Branch to load; None for the main one.
         folders: Where it may lie under the folder that `RGFT_DATA` names, first found first.
         input_columns: Columns of texts, or of images.
-        label_column: Column of class numbers, or of values.
-        label_names: Class names in the order of their numbers; empty for regression.
+        label_column: Column of class numbers, of values, or of texts to write.
+        label_names: Class names in the order of their numbers; empty for other kinds.
         metric: Headline metric.
-        kind: "classification" or "regression".
+        kind: "classification", "regression" or "generation".
+        prompt: For generation: what a model reads, with the input columns in braces.
         modality: "text" or "image".
         directory: Folder within the revision that holds the configuration's tables, where the
             revision does not name configurations (those that the hub converts to Parquet).
@@ -55,10 +57,11 @@ class HubTask:
     folders: tuple[str, ...]
     input_columns: tuple[str, ...]
     label_column: str = "label"
-    label_names: tuple[str, ...]
+    label_names: tuple[str, ...] = ()
     metric: str = "accuracy"
     kind: Kind = "classification"
     modality: Modality = "text"
+    prompt: str | None = None
     directory: str | None = None
     rendered: Mapping[str, str] = field(default_factory=dict)
     splits: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: FILE_NAMES)
@@ -73,9 +76,15 @@ def load_hub_task(task: HubTask, data: Path | None = None) -> TaskData:
     Raises:
         InputError: It is in none of the three places, or is not what its schema says.
     """
+    tables, source = tables_of(task, data)
+    return from_tables(task, tables, source)
+
+
+def tables_of(task: HubTask, data: Path | None = None) -> tuple[Mapping[str, Table], str]:
+    """The tables of a task by split, and where they come from; see `load_hub_task`."""
     folder = data if data is not None else local_folder(task)
     tables = _from_hub(task) if folder is None else read_folder(folder, task.splits)
-    return from_tables(task, tables, str(folder or task.path))
+    return tables, str(folder or task.path)
 
 
 def from_tables(task: HubTask, tables: Mapping[str, Table], source: str) -> TaskData:
@@ -85,7 +94,7 @@ def from_tables(task: HubTask, tables: Mapping[str, Table], source: str) -> Task
         InputError: They are not what its schema says.
     """
     splits = {
-        name: _encode(task, table)
+        name: encode(task, table)
         for name, table in tables.items()
         if not (name == "test" and _is_unlabelled(task, table))
     }
@@ -98,6 +107,7 @@ def from_tables(task: HubTask, tables: Mapping[str, Table], source: str) -> Task
         metric=task.metric,
         splits=with_validation(splits, task.input_columns, task.label_column, source),
         modality=task.modality,
+        prompt=task.prompt,
     )
 
 
@@ -163,7 +173,16 @@ def _is_unlabelled(task: HubTask, table: Table) -> bool:
     return all(str(label) in ("None", "", "-1", "-1.0") for label in labels)
 
 
-def _encode(task: HubTask, table: Table) -> datasets.Dataset:
+def encode(task: HubTask, table: Table) -> datasets.Dataset:
+    """A split as a task holds it.
+
+    Raises:
+        InputError: It is not what the task's schema says.
+    """
+    if task.kind == "generation":
+        table = with_whole_texts(table, task.input_columns, task.label_column)
+        answers = check_answers(table, task.label_column)
+        return split_in_memory(check_texts(table, task.input_columns), task.label_column, answers)
     labels = table.columns[require_column(table, task.label_column, "the file")]
     inputs = _inputs(task, table)
     if task.kind == "regression":

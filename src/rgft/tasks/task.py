@@ -1,4 +1,4 @@
-"""A task: texts or images with labels, in splits, and the metric that judges a model on it."""
+"""A task: texts or images with labels or answers, in splits, and the metric that judges a model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 import datasets
 
-Kind = Literal["classification", "regression"]
+Kind = Literal["classification", "regression", "generation"]
 Modality = Literal["text", "image"]
 Input = str | bytes  # a text, or an image as the bytes of its file
 
@@ -21,14 +21,16 @@ class TaskData:
 
     Attributes:
         name: What it is called in a run's records.
-        kind: "classification" (labels are ints 0..n-1) or "regression" (labels are floats).
+        kind: "classification" (labels are ints 0..n-1), "regression" (labels are floats) or
+            "generation" (labels are lists of texts, each of which answers; the first is learned).
         input_columns: One column of texts, or two for sentence pairs; or one of images.
         label_column: The column of labels.
-        label_names: Name of each class by its int; empty for regression.
+        label_names: Name of each class by its int; empty for other kinds.
         metric: The headline metric, one of `rgft.metrics.METRICS[kind]`; higher is better.
         splits: "train", "validation", where there is one "test", and any further test sets
             (other domains) by name. Each holds the input columns and the label column, in memory.
         modality: "text", or "image" for bytes of image files that Pillow reads.
+        prompt: For generation: what a model reads, with the input columns in braces.
     """
 
     name: str
@@ -39,6 +41,7 @@ class TaskData:
     metric: str
     splits: Mapping[str, datasets.Dataset]
     modality: Modality = "text"
+    prompt: str | None = None
 
     @property
     def num_labels(self) -> int:
@@ -58,6 +61,8 @@ class TaskData:
             digest.update(written.encode() + b"\n")
 
         add([self.kind, self.input_columns, self.label_column, self.label_names, self.metric])
+        if self.prompt is not None:
+            add(self.prompt)
         for split in sorted(self.splits):
             rows = self.splits[split]
             add([split, len(rows)])
@@ -72,17 +77,20 @@ class TaskData:
 def split_in_memory(
     inputs: Mapping[str, Sequence[Input]],
     label_column: str,
-    labels: Sequence[int] | Sequence[float],
+    labels: Sequence[int] | Sequence[float] | Sequence[Sequence[str]],
 ) -> datasets.Dataset:
     """A split that lives in memory alone.
 
     Args:
         inputs: Columns of texts (str) or of images (bytes) by name, each [rows].
         label_column: Name of the label column.
-        labels: All ints (classes) or all floats, [rows].
+        labels: All ints (classes), all floats or all lists of texts, [rows].
     """
-    is_class = all(isinstance(label, int) for label in labels)
-    label_type = datasets.Value("int64" if is_class else "float64")
+    label_type: object = datasets.Value("float64")
+    if all(isinstance(label, int) for label in labels):
+        label_type = datasets.Value("int64")
+    elif all(isinstance(label, list) for label in labels):
+        label_type = datasets.List(datasets.Value("string"))
     features = {
         name: datasets.Value("large_binary" if isinstance(values[0], bytes) else "string")
         for name, values in inputs.items()

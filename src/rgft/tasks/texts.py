@@ -21,7 +21,7 @@ def check_texts(table: Table, columns: Sequence[str]) -> dict[str, list[str]]:
         _refuse(table, column, "have no text", [not _has_text(value) for value in values])
         _refuse(table, column, "are not strings", [not isinstance(value, str) for value in values])
         texts[column] = [str(value) for value in values]
-        surrogates = [not _is_unicode(text) for text in texts[column]]
+        surrogates = [not is_unicode(text) for text in texts[column]]
         _refuse(table, column, "are not valid Unicode (lone surrogates)", surrogates)
     return texts
 
@@ -38,7 +38,8 @@ def _has_text(value: object) -> bool:
     return value is not None and (not isinstance(value, str) or bool(value.strip()))
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Whether it can be encoded: no half of a pair stands alone."""
     try:
         text.encode()
     except UnicodeEncodeError:

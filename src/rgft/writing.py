@@ -1,0 +1,98 @@
+"""A model writes texts: greedily or by beam search, for a bounded number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from rgft.batches import Example
+from rgft.processes import Processes
+from rgft.text_to_text import TextToTextInputs
+
+Row = Mapping[str, Any]
+
+
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most `count` of the examples, evenly over their order (from short to long).
+
+    >>> [row["i"] for row in spread([{"i": i} for i in range(9)], 3)]
+    [0, 4, 8]
+    """
+    if count >= len(examples):
+        return list(examples)
+    return [examples[i] for i in np.linspace(0, len(examples) - 1, count).round().astype(int)]
+
+
+def write(
+    model: Any,
+    inputs: TextToTextInputs,
+    examples: Sequence[Row],
+    beams: int,
+    processes: Processes | None = None,
+) -> list[str]:
+    """What the model writes for each example.
+
+    Nothing is drawn at random, and no setting that lies beside a model's weights has a part in it:
+    texts are the most probable ones (of those that the beams meet).
+
+    Args:
+        model: In any mode, which it keeps.
+        inputs: Makes its batches.
+        examples: As `inputs` has made them.
+        beams: Width of the search; 1 takes the most probable token each time.
+        processes: Those that share the batches among them; all get all texts.
+    """
+    batches = [
+        examples[i : i + inputs.evaluation_batch]
+        for i in range(0, len(examples), inputs.evaluation_batch)
+    ]
+    rank, size = (0, 1) if processes is None else (processes.rank, processes.size)
+    device, mode = next(model.parameters()).device, model.training
+    model.eval()
+    written: list[list[str]] = []
+    with torch.no_grad():
+        for batch in batches[rank::size]:
+            questions = {k: v.to(device) for k, v in inputs.questions(batch).items()}
+            tokens = model.generate(**questions, generation_config=_search(inputs, beams))
+            written.append(inputs.written(tokens.cpu(), questions))
+    model.train(mode)
+    if processes is None:
+        return [text for texts in written for text in texts]
+    return _in_order(processes.lists([t for texts in written for t in texts]), batches, size)
+
+
+def _in_order(gathered: Sequence[str], batches: Sequence[Sequence[Row]], size: int) -> list[str]:
+    """Texts of process 0, then of process 1, and so on, in the order of their batches."""
+    order = [i for rank in range(size) for i in range(rank, len(batches), size)]
+    texts: dict[int, Sequence[str]] = {}
+    start = 0
+    for i in order:
+        texts[i] = gathered[start : start + len(batches[i])]
+        start += len(batches[i])
+    return [text for i in range(len(batches)) for text in texts[i]]
+
+
+def _search(inputs: TextToTextInputs, beams: int) -> Any:
+    """Settings of the search: all that a model's own could change is said."""
+    from transformers import GenerationConfig  # noqa: PLC0415 - slow to import
+
+    return GenerationConfig(
+        max_new_tokens=inputs.limits.answer,
+        num_beams=beams,
+        do_sample=False,
+        pad_token_id=inputs.processor.pad_token_id,
+        eos_token_id=inputs.processor.eos_token_id,
+        min_length=0,
+        min_new_tokens=0,
+        length_penalty=1.0,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        encoder_no_repeat_ngram_size=0,
+        early_stopping=False,
+        temperature=1.0,
+        top_k=50,
+        top_p=1.0,
+    )
