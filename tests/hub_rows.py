@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 import numpy as np
-from datasets import ClassLabel, Features, Value
+from datasets import ClassLabel, Features, List, Value
 from PIL import Image
 
 import tiny_run
@@ -65,7 +65,17 @@ SCHEMAS: Mapping[str, Features] = {
         | {"coarse_label": ClassLabel(num_classes=20)}
     ),
     "fashion-mnist": Features({"image": datasets.Image(), "label": ClassLabel(num_classes=10)}),
+    "xsum": Features({"document": TEXT, "summary": TEXT, "id": TEXT}),
+    "scitldr": Features(
+        {"source": List(TEXT), "source_labels": List(ClassLabel(names=["non-oracle", "oracle"]))}
+        | {"rouge_scores": List(Value("float32")), "paper_id": TEXT, "target": List(TEXT)}
+    ),
+    "gsm8k": Features({"question": TEXT, "answer": TEXT}),
+    "metamathqa": Features(
+        {"type": TEXT, "query": TEXT, "original_question": TEXT, "response": TEXT}
+    ),
 }
+CUES = {"answer": "####", "response": "The answer is:"}  # before the number that is asked for
 SPLITS = {"train": "train", "validation": "validation", "test": "test"}
 NO_VALIDATION = {"train": "train", "test": "test"}
 HUB_SPLITS: Mapping[str, Mapping[str, str]] = {
@@ -74,8 +84,10 @@ HUB_SPLITS: Mapping[str, Mapping[str, str]] = {
     "trec": NO_VALIDATION,
     "cifar100": NO_VALIDATION,
     "fashion-mnist": NO_VALIDATION,
+    "gsm8k": NO_VALIDATION,
+    "metamathqa": {"train": "train"},
 }
-LABELLED_TESTS = ("trec", "cifar100", "fashion-mnist")
+LABELLED_TESTS = ("trec", "cifar100", "fashion-mnist", "xsum", "scitldr", "gsm8k")
 
 
 def rows(task: str, count: int, *, labelled: bool = True) -> datasets.Dataset:
@@ -85,7 +97,8 @@ def rows(task: str, count: int, *, labelled: bool = True) -> datasets.Dataset:
     columns: dict[str, list[Any]] = {name: [] for name in schema}
     for row in range(count):
         for name, feature in schema.items():
-            columns[name].append(_value(feature, row, rng, pixels, labelled))
+            value = _value(feature, row, rng, pixels, labelled)
+            columns[name].append(f"{value}\n{CUES[name]} {row % 7}" if name in CUES else value)
     return datasets.Dataset.from_dict(columns, features=schema)
 
 
@@ -104,12 +117,13 @@ def _value(
 ) -> Any:
     if isinstance(feature, dict):
         return dict.fromkeys(feature, row)
+    if isinstance(feature, List):
+        return [_value(feature.feature, row, rng, pixels, labelled) for _ in range(2)]
     if isinstance(feature, ClassLabel):
         return row % feature.num_classes if labelled else -1
     if isinstance(feature, datasets.Image):
         return Image.fromarray(pixels.integers(0, 256, (28, 28, 3), dtype=np.uint8))
     if feature == TEXT:
         return tiny_run.classified(rng)["text"]
-    if feature.dtype == "float32":
-        return rng.uniform(0, 5) if labelled else -1.0
-    return row
+    score = rng.uniform(0, 5) if labelled else -1.0
+    return score if feature.dtype == "float32" else row

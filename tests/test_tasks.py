@@ -466,7 +466,7 @@ def from_hub(task: str, count: int, *, labelled: bool = True) -> Rows:
     return list(hub_rows.rows(task, count, labelled=labelled).to_list())
 
 
-TEXT_TASKS = [task for task in HUB_TASKS if task.modality == "text"]
+TEXT_TASKS = [t for t in HUB_TASKS if t.modality == "text" and t.kind != "generation"]
 
 
 @pytest.mark.parametrize("task", TEXT_TASKS, ids=lambda task: task.name)
@@ -488,8 +488,13 @@ def test_hub_task_from_a_folder(tmp_path: Path, task: HubTask, suffix: str) -> N
 
 
 @pytest.mark.parametrize("name", hub_rows.SCHEMAS)
-def test_hub_task_as_the_hub_has_it(tmp_path: Path, name: str) -> None:
+def test_hub_task_as_the_hub_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     counts = {"train": 200, "validation": 20}
+    monkeypatch.setenv("RGFT_DATA", str(tmp_path))
+    if name == "metamathqa":
+        hub_rows.write("gsm8k", tmp_path / "gsm8k", counts)
     loaded = load_task(name, hub_rows.write(name, tmp_path / "data", counts))
     schema = hub_rows.SCHEMAS[name][loaded.label_column]
     if loaded.kind == "classification":
@@ -498,10 +503,41 @@ def test_hub_task_as_the_hub_has_it(tmp_path: Path, name: str) -> None:
         if None not in (schema.names, *schema.names) and schema.names[0] != "0":
             assert loaded.label_names == tuple(schema.names)
     kept = {"mnli": {"mismatched"}}.get(name, set())
-    if name in hub_rows.LABELLED_TESTS:
+    if name in (*hub_rows.LABELLED_TESTS, "metamathqa"):
         kept = {"test"}
     assert set(loaded.splits) == {"train", "validation"} | kept
     assert loaded.modality == TASKS[name].modality
+
+
+def test_texts_to_write_are_whole_and_have_references(tmp_path: Path) -> None:
+    rows = [
+        {"source": ["One.", "Two."], "target": ["a", "b"]},
+        {"source": ["Three."], "target": ["c"]},
+    ]
+    blank = {"source": [], "target": ["d"]}
+    for split in ("train", "validation"):
+        write(tmp_path / f"{split}.jsonl", [*rows, blank])
+    loaded = load_task("scitldr", tmp_path)
+    assert loaded.splits["train"].to_list() == [
+        {"source": "One. Two.", "target": ["a", "b"]}, {"source": "Three.", "target": ["c"]},
+    ]  # fmt: skip
+    changed = dataclasses.replace(loaded, prompt="{source}")
+    assert changed.fingerprint() != loaded.fingerprint()
+
+
+def test_metamathqa_is_judged_on_gsm8k(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RGFT_DATA", str(tmp_path))
+    questions = [{"question": f"{i}?", "answer": f"#### {i}"} for i in range(600)]
+    write(tmp_path / "gsm8k" / "main" / "train.jsonl", questions)
+    write(tmp_path / "gsm8k" / "main" / "test.jsonl", questions[:70])
+    long = {"query": "q" * 1297, "response": "r"}
+    rows = [{"query": "q", "response": "r", "type": "GSM_SV"}, long, {**long, "response": "rrr"}]
+    write(tmp_path / "metamathqa" / "train.jsonl", rows)
+    loaded = load_task("metamathqa")
+    sizes = {name: len(split) for name, split in loaded.splits.items()}
+    assert sizes == {"train": 2, "validation": 50, "test": 70}
+    assert loaded.splits["test"][3] == {"query": "3?", "response": ["#### 3"]}
+    assert set(loaded.splits["validation"]["query"]) <= {row["question"] for row in questions}
 
 
 def test_wic_and_multirc_are_pairs_made_of_their_columns(tmp_path: Path) -> None:
@@ -588,6 +624,8 @@ def test_hub_task_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("cola", {"train": 7250, "validation": 1301, "test": 1043}),
         ("rte", {"train": 2490, "validation": 277}),
         ("trec", {"train": 4904, "validation": 548, "test": 500}),
+        ("scitldr", {"train": 1992, "validation": 619, "test": 618}),
+        ("gsm8k", {"train": 6726, "validation": 747, "test": 1319}),
     ],
 )
 def test_hub_tasks_as_published(name: str, sizes: dict[str, int]) -> None:
@@ -595,6 +633,8 @@ def test_hub_tasks_as_published(name: str, sizes: dict[str, int]) -> None:
         pytest.skip("RGFT_DATA does not name a folder with the GLUE and TREC data")
     loaded = load_task(name)
     assert {split: len(rows) for split, rows in loaded.splits.items()} == sizes
+    if loaded.kind == "generation":
+        return
     assert set(loaded.splits["train"][loaded.label_column]) == set(range(loaded.num_labels))
 
 

@@ -60,39 +60,38 @@ def t5() -> PreTrainedModel:
     )
 
 
-def bart() -> PreTrainedModel:
+def bart(**changed: Any) -> PreTrainedModel:
     sides = {
         f"{side}_{name}": count
         for side in ("encoder", "decoder")
         for name, count in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 48))
     }
     ids = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 1, "decoder_start_token_id": 1}
-    return BartForConditionalGeneration(
-        BartConfig(
-            vocab_size=len(WORDS),
-            d_model=32,
-            max_position_embeddings=64,
-            init_std=0.3,
-            forced_eos_token_id=None,
-            **sides,
-            **ids,
-        )
-    )
+    settings = {
+        "vocab_size": len(WORDS),
+        "d_model": 32,
+        "max_position_embeddings": 64,
+        "init_std": 0.3,
+        "forced_eos_token_id": None,
+    }
+    return BartForConditionalGeneration(BartConfig(**settings | sides | ids | changed))
 
 
-def llama() -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**_DECODER))
+def llama(**changed: Any) -> PreTrainedModel:
+    return LlamaForCausalLM(LlamaConfig(**_DECODER | changed))
 
 
-def gemma() -> PreTrainedModel:
+def gemma(**changed: Any) -> PreTrainedModel:
     """Its head is tied to the embeddings."""
-    return GemmaForCausalLM(GemmaConfig(**_DECODER))
+    return GemmaForCausalLM(GemmaConfig(**_DECODER | changed))
 
 
 def gpt2() -> PreTrainedModel:
     """Absolute positions, and matrices that lie the other way round."""
     shape = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
-    return GPT2LMHeadModel(GPT2Config(vocab_size=len(WORDS), initializer_range=0.3, **shape, **_IDS))
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=len(WORDS), initializer_range=0.3, **shape, **_IDS)
+    )
 
 
 MODELS = {"t5": t5, "bart": bart, "llama": llama, "gemma": gemma, "gpt2": gpt2}

@@ -94,7 +94,9 @@ app.add_command(compare_maps)
 @click.option(
     "--image-size", type=int, help="Pixels a side images are scaled to.  [the model's own]"
 )
-@click.option("--prompt", help="What a model reads before it writes: 'Q: {question} A:'.  [the task's]")
+@click.option(
+    "--prompt", help="What a model reads before it writes: 'Q: {question} A:'.  [the task's]"
+)
 @click.option(
     "--max-target-length",
     type=int,

@@ -107,7 +107,9 @@ def _text_to_text(spec: RunSpec, task: TaskData) -> TextToTextInputs:
     prompt = task.prompt if spec.prompt is None else spec.prompt
     kind = INPUTS[writes_as(spec.model, task.name)]
     limits = Limits(spec.max_length, answer)
-    return kind(spec.model, default_prompt(task.input_columns) if prompt is None else prompt, limits)
+    return kind(
+        spec.model, default_prompt(task.input_columns) if prompt is None else prompt, limits
+    )
 
 
 def _refuse_image_size(spec: RunSpec, task: TaskData) -> None:

@@ -11,10 +11,12 @@ from scipy import special, stats
 from sklearn import metrics as sklearn_metrics
 
 from rgft.tasks.task import Kind
+from rgft.text_metrics import JUDGES
 
 METRICS: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "f1_macro", "matthews_correlation", "calibration_error"),
     "regression": ("pearson", "spearman", "mse"),
+    "generation": tuple(JUDGES),
 }
 
 BINS = 15  # of confidence (Guo et al. 2017)

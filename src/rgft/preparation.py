@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.markup import escape
@@ -187,26 +187,9 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
         spec, task, meter=meter, costs=reference, rows=examples["train"], inputs=inputs
     )
     _check_guidance(model, config, spending, meter)
-    surveyed, recipe = None, Recipe(method.lr, STANDARD_BATCH)
-    recipes = None if spending is None else method.surveyed
-    if recipes is not None and task.kind == "generation":  # no labels that a survey could look for
-        recipe = recipes.deep
-        config = replace(config, frozen_below=config.frozen_below or DEPTH_OF_LAYERS)
-    elif recipes is not None and config.frozen_below:
-        recipe = recipes.known(frozen_share(model, config.frozen_below))
-    elif recipes is not None and spending is not None:
-        with waiting("surveying the model"):
-            start = surveyed_start(
-                spending,
-                config,
-                recipes,
-                examples["train"],
-                inputs,
-                seed=spec.seed,
-                cut=spec.keep_layers is None,
-            )
-        surveyed, recipe = start.survey, start.recipe
-        config = replace(config, frozen_below=start.frozen_below)
+    surveyed, config, recipe = _begin(
+        spec, task, method, config=config, spending=spending, rows=examples["train"], inputs=inputs
+    )
     dropout = recipe.dropout if spec.dropout is None else spec.dropout
     if not dropout and turn_off_dropout(model) == 0 and spec.dropout is not None:
         raise InputError("--no-dropout has no effect: this model has no dropout; leave it out")
@@ -252,6 +235,33 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
 def _own_rate(recipe: Recipe, method: Method, model: nn.Module) -> float:
     """The learning rate of a recipe; what adapters add is not of the model's width."""
     return recipe.lr if method.adapter else recipe.lr * rate_scale(model)
+
+
+def _begin(  # noqa: PLR0913 - what the choice is made from
+    spec: RunSpec,
+    task: TaskData,
+    method: Method,
+    *,
+    config: Config,
+    spending: Spending | None,
+    rows: Sequence[Example],
+    inputs: Inputs,
+) -> tuple[Survey | None, Config, Recipe]:
+    """What a survey finds, if there is one; settings and recipe after that."""
+    recipes = method.surveyed
+    if spending is None or recipes is None:
+        return None, config, Recipe(method.lr, STANDARD_BATCH)
+    if task.kind == "generation":  # there are no labels that a layer could know
+        below = config.frozen_below or DEPTH_OF_LAYERS
+        return None, replace(config, frozen_below=below), recipes.deep
+    if config.frozen_below:
+        share = frozen_share(spending.meter.model, config.frozen_below)
+        return None, config, recipes.known(share)
+    with waiting("surveying the model"):
+        start = surveyed_start(
+            spending, config, recipes, rows, inputs, seed=spec.seed, cut=spec.keep_layers is None
+        )
+    return start.survey, replace(config, frozen_below=start.frozen_below), start.recipe
 
 
 def _spending(  # noqa: PLR0913 - what it is made of
@@ -339,6 +349,14 @@ def _prefix_cache(
     """
     if spec.prefix_cache == OFF or find_method(spec.method).hardness is not None:
         return None  # what a batch is chosen from runs whole
+    config_of: Any = getattr(model, "config", None)
+    if getattr(config_of, "is_encoder_decoder", False):
+        if spec.prefix_cache is not None:
+            raise InputError(
+                f"prefix_cache is {spec.prefix_cache!r}, but '{spec.model}' has an encoder and a "
+                "decoder, and what goes from one to the other is not kept; drop it"
+            )
+        return None
     fixed = config.frozen_below > 1
     if spec.prefix_cache is not None:
         if not fixed and not find_policy(config).freezes:

@@ -280,7 +280,9 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         return self._measure(prediction.predictions, prediction.label_ids)
 
 
-def of_labels(kind: Kind, logits: Any, labels: Any, processes: Processes | None) -> dict[str, float]:
+def of_labels(
+    kind: Kind, logits: Any, labels: Any, processes: Processes | None
+) -> dict[str, float]:
     """The metrics of a task of labels."""
     found = metrics.compute(kind, logits, labels)
     if processes is not None:  # the Trainer's own mean counts rows that fill batches up

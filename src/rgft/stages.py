@@ -25,8 +25,8 @@ ABOVE_CHANCE = 2.0  # standard errors by which a model must beat an answer that 
 RELATIVE_GAIN = 0.01  # of the value, for a metric whose standard error is not known
 PATIENCE = 2  # stages in a row without gain that end a run where chance is not known
 
-# From a value and the number of rows. Accuracy and exact match: binomial. Matthews: accuracy (1 + r) / 2 at even
-# classes. Pearson: of normal variables; Spearman's is nearly the same.
+# From a value and the number of rows. Accuracy and exact match: binomial. Matthews: accuracy
+# (1 + r) / 2 at even classes. Pearson: of normal variables; Spearman's is nearly the same.
 STANDARD_ERRORS: Mapping[str, Callable[[float, int], float]] = {
     "accuracy": lambda p, n: math.sqrt(max(0.0, p * (1 - p)) / n),
     "exact_match": lambda p, n: math.sqrt(max(0.0, p * (1 - p)) / n),

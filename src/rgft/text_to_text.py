@@ -115,7 +115,7 @@ class TextToTextInputs(ABC):
         return sorted(examples, key=lambda example: sum(self.lengths(example)))
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
-        """A batch: tokens and mask `[B, L]`; labels `[B, L']`, -100 where none is; ids, if given."""
+        """A batch: tokens, mask `[B, L]`; labels `[B, L']`, -100 where there is none; any ids."""
         batch = self._padded([example[IDS] for example in examples], MULTIPLE)
         batch[LABELS] = _rectangle([e[LABELS] for e in examples], IGNORED, MULTIPLE)
         if SAMPLE_IDS in examples[0]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -37,7 +36,7 @@ class TextTrainer(RunTrainer):
         written: By split that was evaluated last: rows with references and what was written.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a run consists of
         self,
         recorder: RunRecorder,
         inputs: TextToTextInputs,
@@ -79,7 +78,7 @@ class TextTrainer(RunTrainer):
         return output
 
     def _summed(self, logits: Any, labels: Tensor) -> Tensor:
-        """Loss and tokens of each row, `[B, 2]`, in place of logits, which memory would not hold."""
+        """Loss and tokens of each row, `[B, 2]`; memory would not hold the logits of a split."""
         logits = logits[0] if isinstance(logits, tuple) else logits
         losses = sample_losses(logits, labels, self._kind, reduction="sum")
         return torch.stack([losses, sample_tokens(labels, self._kind).to(losses)], dim=1)

@@ -28,6 +28,7 @@ from rgft.methods import find_method
 from rgft.models import PACKAGED
 from rgft.outcome import outcome
 from rgft.preparation import MOST_VISITS, Prepared, load_data, prepare
+from rgft.processes import Processes
 from rgft.progress import Progress, Quiet
 from rgft.recorder import Pace, RunRecorder, StopOnSignal
 from rgft.run_folder import (
@@ -43,7 +44,6 @@ from rgft.run_folder import (
     save_ledgers,
     save_written,
 )
-from rgft.processes import Processes
 from rgft.run_trainer import RunTrainer, of_labels
 from rgft.spec import RunSpec, arguments, command
 from rgft.spending import parse_budget

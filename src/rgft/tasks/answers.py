@@ -23,17 +23,18 @@ def check_answers(table: Table, column: str) -> list[list[str]]:
     found = []
     for row, value in enumerate(table.columns[require_column(table, column, "--target-column")], 1):
         answers = value if isinstance(value, list) else [value]
-        if not answers or not all(isinstance(a, str) and a.strip() for a in answers):
+        texts = [text for text in answers if isinstance(text, str) and text.strip()]
+        if not answers or len(texts) < len(answers):
             raise InputError(
                 f"{table.source}: row {row} has no text to learn in column {column!r} "
                 f"({one_line(repr(value), 60)}); correct or remove it"
             )
-        if not all(is_unicode(answer) for answer in answers):
+        if not all(map(is_unicode, texts)):
             raise InputError(
                 f"{table.source}: row {row} of column {column!r} is not valid Unicode (lone "
                 "surrogates); correct or remove it"
             )
-        found.append(list(answers))
+        found.append(texts)
     return found
 
 
@@ -53,7 +54,9 @@ def with_whole_texts(table: Table, inputs: Sequence[str], target: str) -> Table:
     ]
     if not all(kept):
         left_out = kept.count(False)
-        _LOG.warning("%s: %d of %d rows have no text and are left out", table.source, left_out, len(kept))
+        _LOG.warning(
+            "%s: %d of %d rows have no text and are left out", table.source, left_out, len(kept)
+        )
     return replace(
         table,
         columns={
@@ -67,4 +70,3 @@ def _joined(value: object) -> object:
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
         return " ".join(value)
     return value
-

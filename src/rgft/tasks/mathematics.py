@@ -13,7 +13,15 @@ from pathlib import Path
 
 import datasets
 
-from rgft.tasks.hub import HubTask, encode, is_available as is_available_from, load_hub_task, tables_of
+from rgft.tasks.hub import (
+    HubTask,
+    encode,
+    load_hub_task,
+    tables_of,
+)
+from rgft.tasks.hub import (
+    is_available as is_available_from,
+)
 from rgft.tasks.splitting import fewer_evaluation_rows
 from rgft.tasks.task import TaskData
 
@@ -76,7 +84,9 @@ def is_available() -> bool:
 def _short(rows: datasets.Dataset) -> datasets.Dataset:
     """Those that a few hundred tokens hold."""
     pairs = zip(rows["query"], rows["response"], strict=True)
-    kept = [i for i, (query, answers) in enumerate(pairs) if len(f"{query} {answers[0]}") <= LONGEST]
+    kept = [
+        i for i, (query, answers) in enumerate(pairs) if len(f"{query} {answers[0]}") <= LONGEST
+    ]
     return rows.select(kept)
 
 
@@ -85,7 +95,9 @@ def _questions() -> dict[str, datasets.Dataset]:
     task = load_hub_task(GSM8K)
     if len(task.splits["validation"]) > VALIDATION_ROWS:
         of = replace(task, splits={name: task.splits[name] for name in ("train", "validation")})
-        task = replace(task, splits={**task.splits, **fewer_evaluation_rows(of, VALIDATION_ROWS).splits})
+        task = replace(
+            task, splits={**task.splits, **fewer_evaluation_rows(of, VALIDATION_ROWS).splits}
+        )
     names = {"question": "query", "answer": "response"}
     wanted = {name: rows for name, rows in task.splits.items() if name != "train"}
     return {name: rows.rename_columns(names) for name, rows in wanted.items()}
