@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 import tiny_run
+import tiny_texts
 from launches import LAUNCHERS, Launched
 from runs import assert_same, call, finish, record_of, start, warm_up
 
@@ -111,6 +112,22 @@ CASES = {
     "lora": ["--method", "rgft-lora"],
     "samples": ["--method", "rgft", "--set", "signal=fisher", "--set", "every=4"],
 }
+
+
+@pytest.mark.parametrize("kind", ["t5", "llama"])
+def test_texts_to_write_weigh_by_their_tokens(tmp_path: Path, kind: str) -> None:
+    """Answers differ in length, so that a mean over rows would be another one."""
+    model = tiny_texts.build_model(tmp_path / "model", kind)
+    data = tiny_texts.build_data(tmp_path / "data", ROWS)
+    arguments = ["train", "--model", str(model), "--data", str(data), *COMMON]
+    arguments += ["--target-column", "summary", "--max-length", "16", "--max-target-length", "8"]
+    arguments += ["--method", "rgft", "--budget", "0.6", "--written-rows", "20"]
+    apart, together = tmp_path / "one", tmp_path / "two"
+    one(arguments, apart)
+    many(arguments, together, 2)
+    assert_equal(apart, together)
+    texts = [(folder / "written.jsonl").read_text() for folder in (apart, together)]
+    assert texts[0] == texts[1] and texts[0].count("\n") == 40
 
 
 LONG = ["--epochs", "6", "--method", "rgft-threshold", "--set", "every=3"]

@@ -123,11 +123,12 @@ def build_model(folder: Path, kind: str = "t5") -> Path:
 
 
 def row(rng: random.Random) -> dict[str, Any]:
-    """A text, and the word in it that says how something was."""
+    """A text, and the word in it that says how something was, and whether there was music."""
     word = rng.choice((*GOOD, *BAD))
     words = [word, *rng.choices(FILLER, k=rng.randint(2, 6))]
     rng.shuffle(words)
-    return {"text": " ".join(words), "summary": f"it was {word}"}
+    music = " and music" * ("music" in words)
+    return {"text": " ".join(words), "summary": f"it was {word}{music}"}
 
 
 def build_data(folder: Path, rows: dict[str, int] | None = None) -> Path:

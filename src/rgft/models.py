@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from rgft.errors import InputError
@@ -132,7 +133,6 @@ def load_writer(model: str, architecture: Architecture) -> nn.Module:
     Raises:
         InputError: It cannot be loaded.
     """
-    import torch  # noqa: PLC0415
     from transformers import AutoModelForCausalLM, AutoModelForSeq2SeqLM  # noqa: PLC0415
 
     factory = AutoModelForCausalLM if architecture == "decoder" else AutoModelForSeq2SeqLM
