@@ -142,8 +142,8 @@ def shortened(one: Cell, model: Path) -> Cell:
         settings={**one.spec.settings, **often},
         max_train_rows=None,
         max_evaluation_rows=None,
-        max_target_length=one.spec.max_target_length and 12,
-        written_rows=one.spec.written_rows and 4,
+        max_target_length=one.spec.max_target_length and min(96, one.spec.max_target_length // 2),
+        written_rows=one.spec.written_rows and 1,
     )
     return replace(one, spec=spec)
 

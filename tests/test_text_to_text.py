@@ -24,6 +24,7 @@ import tiny_texts
 from rgft.budgeting import batch_shapes, full_fine_tuning_flops
 from rgft.costs import CostModel
 from rgft.errors import InputError
+from rgft.inputs import load_inputs
 from rgft.spec import RunSpec, command
 from rgft.tasks import load_pairs
 from rgft.text_to_text import INPUTS, Limits, TextToTextInputs
@@ -233,7 +234,9 @@ def test_pairs_are_left_beside_the_merged_model(
     run(of(spec, folders, "llama", method="lora", lr=1e-2), tmp_path)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
     base = AutoModelForCausalLM.from_pretrained(folders["llama"])
-    apart = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks for a renamed attribute
+        apart = PeftModel.from_pretrained(base, tmp_path / "adapter").eval()
     ids = torch.tensor([[5, 3, 7, 9, 12]])
     with torch.no_grad():
         ours, theirs = merged(input_ids=ids).logits, apart(input_ids=ids).logits
@@ -360,6 +363,12 @@ def test_what_does_not_go_together_is_refused(
         run(replace(spec, model=str(folders.get(model, model)), **options), tmp_path / "run")
     assert said in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_metric_of_labels_is_refused(spec: RunSpec, folders: dict[str, Path]) -> None:
+    task = replace(load_pairs(folders["data"], "summary"), metric="accuracy")
+    with pytest.raises(InputError, match="the metric of 'data' is 'accuracy'; allowed for texts"):
+        load_inputs(spec, task)
 
 
 BAD_ROWS: dict[str, tuple[dict[str, Any], str]] = {

@@ -14,6 +14,7 @@ from rgft.models import check_modality, writes_as
 from rgft.spec import MAX_LENGTH, RunSpec
 from rgft.tasks import TaskData
 from rgft.tasks.prompts import default_prompt
+from rgft.text_metrics import JUDGES
 from rgft.text_to_text import INPUTS, Limits, TextToTextInputs
 
 ASKED = ("prompt", "max_target_length", "beams", "written_rows")  # of texts to write alone
@@ -103,6 +104,11 @@ def load_inputs(spec: RunSpec, task: TaskData) -> Inputs:
 
 def _text_to_text(spec: RunSpec, task: TaskData) -> TextToTextInputs:
     _refuse_image_size(spec, task)
+    if task.metric not in JUDGES:
+        raise InputError(
+            f"the metric of '{task.name}' is {task.metric!r}; allowed for texts to write: "
+            f"{', '.join(JUDGES)}"
+        )
     answer = MAX_TARGET_LENGTH if spec.max_target_length is None else spec.max_target_length
     prompt = task.prompt if spec.prompt is None else spec.prompt
     kind = INPUTS[writes_as(spec.model, task.name)]

@@ -35,8 +35,9 @@ def write(
 ) -> list[str]:
     """What the model writes for each example.
 
-    Nothing is drawn at random, and no setting that lies beside a model's weights has a part in it:
-    texts are the most probable ones (of those that the beams meet).
+    Nothing is drawn at random, and of the settings that lie beside a model's weights only tokens
+    that it forces at the start or the end have a part in it: texts are the most probable ones of
+    those that the search meets.
 
     Args:
         model: In any mode, which it keeps.
@@ -76,7 +77,7 @@ def _in_order(gathered: Sequence[str], batches: Sequence[Sequence[Row]], size: i
 
 
 def _search(inputs: TextToTextInputs, beams: int) -> Any:
-    """Settings of the search: all that a model's own could change is said."""
+    """Settings of the search: what is not said here is the model's own."""
     from transformers import GenerationConfig  # noqa: PLC0415 - slow to import
 
     return GenerationConfig(
