@@ -77,7 +77,7 @@ def t5(folder: Path) -> Path:
     words = [f"▁{word}" for word in (*tiny_run.FILLER, *tiny_run.GOOD, *tiny_run.BAD, "summarize")]
     marks = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -9.0)]
     tokenizer = T5Tokenizer(vocab=[*marks, *((word, -2.0) for word in words)], extra_ids=0)
-    return _built(folder, tiny_texts.t5(), tokenizer)
+    return _built(folder, tiny_texts.t5(dropout_rate=0.1), tokenizer)
 
 
 def bart(folder: Path) -> Path:
@@ -132,7 +132,8 @@ def models(suite: Suite, folder: Path) -> dict[str, Path]:
 def shortened(one: Cell, model: Path) -> Cell:
     size = None if one.spec.image_size is None else tiny_images.SIDE
     usual = find_method(one.spec.method).config
-    often = {"every": min(2, usual.every), "warmup": min(2, usual.warmup)} if usual.warmup else {}
+    guided = usual.warmup or one.spec.method == "rgft-lora"
+    often = {"every": min(2, usual.every), "warmup": min(2, usual.warmup)} if guided else {}
     spec = replace(
         one.spec,
         model=str(model),

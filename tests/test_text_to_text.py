@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from dataclasses import replace
@@ -25,6 +26,7 @@ from rgft.budgeting import batch_shapes, full_fine_tuning_flops
 from rgft.costs import CostModel
 from rgft.errors import InputError
 from rgft.inputs import load_inputs
+from rgft.methods import find_method
 from rgft.spec import RunSpec, command
 from rgft.tasks import load_pairs
 from rgft.text_to_text import INPUTS, Limits, TextToTextInputs
@@ -201,8 +203,10 @@ def test_without_a_survey_all_layers_train(
     record = run(given, tmp_path)
     assert record["survey"] is None and record["prefix_cache"] is None
     assert record["config"]["frozen_below"] == 1
-    deep = (7e-5, 8, 0.98, False)
-    assert tuple(record[name] for name in ("lr", "batch_size", "adam_beta2", "dropout")) == deep
+    surveyed = find_method("rgft").surveyed
+    assert surveyed is not None
+    names = ("lr", "batch_size", "adam_beta2", "dropout")
+    assert tuple(record[name] for name in names) == dataclasses.astuple(surveyed.deep)
     before, after = (load_file(f / "model.safetensors") for f in (folders[kind], tmp_path))
     same = {name for name in before if torch.equal(before[name], after[name])}
     assert same and all("embed" in name or name.startswith("shared") for name in same)

@@ -43,21 +43,21 @@ _DECODER = {
 }
 
 
-def t5() -> PreTrainedModel:
+def t5(**changed: Any) -> PreTrainedModel:
     """Without dropout, whose masks no two ways to train could share."""
-    return T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=len(WORDS),
-            d_model=32,
-            d_kv=8,
-            d_ff=48,
-            num_layers=2,
-            num_heads=4,
-            dropout_rate=0.0,
-            decoder_start_token_id=0,
-            **{k: v for k, v in _IDS.items() if v is not None},
-        )
-    )
+    settings = {
+        "vocab_size": len(WORDS),
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 2,
+        "num_heads": 4,
+        "dropout_rate": 0.0,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+    return T5ForConditionalGeneration(T5Config(**settings | changed))
 
 
 def bart(**changed: Any) -> PreTrainedModel:
