@@ -64,10 +64,9 @@ def test_full_fine_tuning_costs_what_it_was_priced_at(spec: RunSpec, tmp_path: P
     data = load_folder(Path(str(spec.data)), None, None)
     rows = inputs.examples(data, "train")
     costs = CostModel(inputs.load_model(data.label_names))
-    lengths = [len(row["input_ids"]) for row in rows]
+    lengths = [inputs.lengths(row) for row in rows]
     shapes = batch_shapes(lengths, inputs.multiple, batch_size=8, epochs=3, seed=5)
-    longest = max(rows, key=lambda row: len(row["input_ids"]))
-    priced = full_fine_tuning_flops(costs, shapes, longest, inputs)
+    priced = full_fine_tuning_flops(costs, shapes, inputs.longest(rows), inputs)
     assert priced == pytest.approx(whole, rel=0.02)
 
 
