@@ -85,5 +85,4 @@ def page(done: dict[Cell, Row]) -> str:
 
 
 def _quoted(title: str, text: str) -> str:
-    body = "\n".join(f"> {line}".rstrip() for line in text.strip().split("\n"))
-    return f"*{title}*\n\n{body}"
+    return f"*{title}*\n\n```text\n{text.strip()}\n```"
