@@ -39,7 +39,9 @@ def cells() -> list[dict[str, Any]]:
 def versions(path: Path) -> dict[str, str]:
     """The packages that a file of constraints pins."""
     lines = path.read_text(encoding="utf-8").split()
-    return {name.lower().replace("_", "-"): pin for name, _, pin in (x.partition("==") for x in lines)}
+    return {
+        name.lower().replace("_", "-"): pin for name, _, pin in (x.partition("==") for x in lines)
+    }
 
 
 def _tested_versions() -> list[str]:
