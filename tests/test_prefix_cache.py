@@ -580,7 +580,7 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
     for each in (plain, model):
         freeze(each, 2)
     plain(**batch).loss.backward()
-    model.activation_checkpointing_enable({"use_reentrant": reentrant})
+    tiny.checkpoint_activations(model, use_reentrant=reentrant)
     with PrefixCache(model) as cache:
         cache.set_boundary(2)
         for _ in range(2):

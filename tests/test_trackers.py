@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 
+from loops import trainer_of
 from rgft import Budget, Config, FlopMeter, Guide, Spending
 from rgft.integrations import trackers
-from tiny import fit, mlp, mlp_batches, squared_error
+from rgft.integrations.trainer_trackers import follow
+from rgft.integrations.transformers import RGFTCallback
+from tiny import bert, fit, mlp, mlp_batches, squared_error
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -82,4 +85,75 @@ def test_trackio(
     run.log(trackers.scalars(guide), step=guide.step)
     trackers.SHOW["trackio"](run, trackers.figure(guide), guide.step)
     trackio.finish()
+    assert list(tmp_path.rglob("*.png"))
+
+
+# -- under the Trainer ------------------------------------------------------------------------
+
+
+def train(tracker: str, folder: Path) -> RGFTCallback:
+    """A guided Trainer that reports to `tracker` at every second of its 6 steps or so."""
+    callback = RGFTCallback(Config(every=2), budget=0.5)
+    settings = {"report_to": [tracker], "logging_steps": 2, "save_strategy": "no"}
+    trainer = trainer_of(folder / "out", [callback], bert(2), **settings)
+    follow(trainer, callback)
+    trainer.train()
+    return callback
+
+
+def expected(callback: RGFTCallback) -> dict[str, float]:
+    assert callback.guide is not None
+    return trackers.scalars(callback.guide, callback.spending)
+
+
+def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
+    import mlflow  # noqa: PLC0415
+
+    callback = train("mlflow", tmp_path)
+    mlflow.flush_async_logging()
+    client = mlflow.MlflowClient((tmp_path / "store").as_uri())
+    (run,) = client.search_runs(["0"])
+    assert run.info.status == "FINISHED"
+    assert callback.guide is not None
+    for name in expected(callback):
+        history = client.get_metric_history(run.info.run_id, name)
+        assert [point.step for point in history] == list(range(2, callback.guide.step + 1, 2))
+    if callback.guide.step % 2 == 0:
+        assert {k: run.data.metrics[k] for k in expected(callback)} == expected(callback)
+    assert run.data.metrics["rgft/budget_spent"] > 0.5
+    (folder,) = client.list_artifacts(run.info.run_id)
+    (image,) = client.list_artifacts(run.info.run_id, folder.path)
+    assert image.path == f"rgft/error_map_{callback.guide.step}.png" and image.file_size > 1000
+
+
+def test_tensorboard_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import (  # noqa: PLC0415
+        EventAccumulator,
+    )
+
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    callback = train("tensorboard", tmp_path)
+    (events,) = (EventAccumulator(str(p)).Reload() for p in (tmp_path / "logs").rglob("events*"))
+    assert set(events.Tags()["scalars"]) >= {f"train/{name}" for name in expected(callback)}
+    assert len(events.Images(trackers.IMAGE)) == 1
+
+
+def test_wandb_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb  # noqa: PLC0415
+
+    for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(tmp_path)}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    callback = train("wandb", tmp_path)
+    assert wandb.run is not None
+    seen = dict(wandb.run.summary)
+    wandb.run.finish()
+    assert set(seen) >= {f"train/{name}" for name in expected(callback)}
+    assert list(tmp_path.rglob("error_map*.png"))
+
+
+def test_trackio_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+    train("trackio", tmp_path)
     assert list(tmp_path.rglob("*.png"))

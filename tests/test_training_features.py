@@ -18,6 +18,7 @@ from rgft import Config, Guide, Policy, Situation
 from tiny import (
     bert,
     bert_loss,
+    checkpoint_activations,
     fit,
     mlp,
     mlp_batches,
@@ -196,7 +197,7 @@ def trained_suffix(model: nn.Module) -> tuple[torch.optim.Optimizer, Guide]:
 def test_truncation_is_restored_under_checkpointing() -> None:
     """transformers makes the embeddings' output require a gradient when it checkpoints."""
     model: Any = bert()
-    model.activation_checkpointing_enable({"use_reentrant": False})
+    checkpoint_activations(model)
     seen: list[bool] = []
     model.bert.encoder.layer[0].register_forward_hook(
         lambda module, inputs, output: seen.append(output.requires_grad)

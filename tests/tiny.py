@@ -85,6 +85,14 @@ def tokens(count: int = 1, rows: int = 4) -> list[Batch]:
     ]
 
 
+def checkpoint_activations(model: Any, *, use_reentrant: bool = False) -> None:
+    """As transformers does it, under the name that it has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    if enable is None:  # before 5.23
+        enable = model.gradient_checkpointing_enable
+    enable({"use_reentrant": use_reentrant})
+
+
 def bert_loss(model: nn.Module, batch: Batch) -> Tensor:
     loss: Tensor = model(**batch).loss
     return loss
