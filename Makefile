@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 OLDEST_STAMP := $(OLDEST)/.installed
 OUTPUT ?= runs/reviews
 
-.PHONY: setup train test test-8bit test-oldest lint docs clean
+.PHONY: setup train test test-8bit test-vision test-deepspeed test-oldest lint docs clean
 
 setup: $(STAMP)
 
@@ -27,7 +27,17 @@ test: $(STAMP)
 # kept apart: importing torchao prints remarks of its own, and the two take 150 MB
 test-8bit: $(STAMP)
 	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt --no-deps --upgrade --target $(VENV)/eight-bit bitsandbytes torchao
-	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/eight-bit $(VENV)/bin/python -m pytest tests/test_optimizers.py -k "8bit or override"
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/eight-bit $(VENV)/bin/python -m pytest tests/test_optimizers.py tests/test_quantised.py -k "8bit or override or quantised"
+
+# kept apart: where torchvision is there, transformers takes it for images; its wheel is for CUDA
+test-vision: $(STAMP)
+	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt --no-deps --upgrade --target $(VENV)/vision timm torchvision
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/vision $(VENV)/bin/python -m pytest tests/test_timm.py tests/test_docs.py -k timm
+
+# kept apart: it is built from source, here without its kernels
+test-deepspeed: $(STAMP)
+	DS_BUILD_OPS=0 $(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt --no-deps --no-build-isolation --upgrade --target $(VENV)/deepspeed deepspeed einops hjson ninja py-cpuinfo
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/deepspeed $(VENV)/bin/python -m pytest tests/test_deepspeed.py tests/test_refused_engines.py
 
 # what pyproject.toml asks for at least, and the tests that touch these libraries; `-W default`,
 # since old releases warn of one another

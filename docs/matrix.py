@@ -77,7 +77,7 @@ def _shown(cell: dict[str, Any]) -> str:
         return f"{shown}, where {cell['needs']} is installed" if "needs" in cell else shown
     if "refused" in cell:
         return f"refused, because {cell['refused']}"
-    return "not applicable"
+    return f"not applicable: {cell['not_applicable']}"
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+import torchvision_operators  # noqa: F401 - before transformers
+
+# isort: split
 import tiny_run
 
 SMALL = {"train": 32, "validation": 8, "test": 8}

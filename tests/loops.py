@@ -137,6 +137,7 @@ def accelerate(
     *,
     stop: int | None = None,
     resume: bool = False,
+    budget: float | None = None,
     accumulation: int = 1,
     bf16: bool = False,
     make: Callable[[], nn.Module] = bert,
@@ -150,11 +151,15 @@ def accelerate(
     )
     model = make()
     optimizer = optimizer_of(model)
-    scheduler = LambdaLR(optimizer, linear)
+    spending, schedule = None, linear
+    if budget is not None:
+        spending = Spending(FlopMeter(model), Budget(share=budget), batches=STEPS * accumulation)
+        schedule = spending.paced(linear, STEPS)
+    scheduler = LambdaLR(optimizer, schedule)
     model, optimizer, data, scheduler = accelerator.prepare(
         model, optimizer, loader(rows(accumulation)), scheduler
     )
-    guide = Guide(accelerator.unwrap_model(model), optimizer, CONFIG)
+    guide = Guide(accelerator.unwrap_model(model), optimizer, CONFIG, spending=spending)
     accelerator.register_for_checkpointing(guide)
     if resume:
         accelerator.load_state(str(folder / "state"))
@@ -165,10 +170,14 @@ def accelerate(
             if accelerator.sync_gradients:
                 accelerator.clip_grad_norm_(model.parameters(), CLIP)
             optimizer.step()
+            if spending is not None and accelerator.sync_gradients:
+                spending.step()
             scheduler.step()
             optimizer.zero_grad()
         if guide.step == stop:
             accelerator.save_state(str(folder / "state"))
+            break
+        if spending is not None and spending.finished:
             break
     guide.close()
     return outcome(accelerator.unwrap_model(model), guide)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
-from loops import LOOPS, Outcome, hugging_face, lightning_loop, plain
-from rgft import Config, InputError
+from loops import CONFIG, LOOPS, Outcome, hugging_face, lightning_loop, optimizer_of, plain
+from rgft import Config, Guide, InputError
 from rgft.integrations.lightning import RGFTCallback as LightningCallback
-from tiny import bert_with_lora, same_state
+from tiny import bert, bert_with_lora, same_state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -65,7 +67,7 @@ def test_stop_and_resume(name: str, tmp_path: Path) -> None:
     identical(LOOPS[name](tmp_path / "parts", resume=True), whole)
 
 
-@pytest.mark.parametrize("name", ["trainer", "lightning"])
+@pytest.mark.parametrize("name", OTHERS)
 def test_a_budget(name: str, tmp_path: Path) -> None:
     ours = LOOPS[name](tmp_path, budget=0.5)
     theirs = plain(tmp_path, budget=0.5)
@@ -97,3 +99,22 @@ def test_our_checkpoint_goes_on_without_us(loop, tmp_path: Path) -> None:
 def test_lightning_refuses_auto() -> None:
     with pytest.raises(InputError, match="give a share or a time"):
         LightningCallback(Config(), budget="auto")
+
+
+@pytest.mark.parametrize("written", [False, True], ids=["without", "with"])
+def test_accelerate_refuses_a_state_with_other_parts(written: bool, tmp_path: Path) -> None:
+    """It counts what is registered: a state without a guide, or one with it, fits only its like."""
+    AcceleratorState._reset_state()
+    accelerator = Accelerator(cpu=True)
+    model = bert(1)
+    model, optimizer = accelerator.prepare(model, optimizer_of(model))
+    guide = Guide(accelerator.unwrap_model(model), optimizer, CONFIG)
+    if written:
+        accelerator.register_for_checkpointing(guide)
+    accelerator.save_state(str(tmp_path / "state"))
+    if written:
+        accelerator._custom_objects.clear()
+    else:
+        accelerator.register_for_checkpointing(guide)
+    with pytest.raises(RuntimeError, match="custom checkpoints"):
+        accelerator.load_state(str(tmp_path / "state"))

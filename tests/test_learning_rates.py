@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from rgft.errors import InputError
 from rgft.execution.learning_rates import VirtualGroups
 
 Change = Callable[[torch.optim.Optimizer], None]
@@ -104,4 +105,31 @@ def test_another_plan_divides_anew() -> None:
         groups.enter(optimizer, {p: float(p is not frozen) for p in parameters})
         held = [p for group in optimizer.param_groups for p in group["params"]]
         assert {id(p) for p in held} == {id(p) for p in parameters} - {id(frozen)}
+        groups.leave(optimizer)
+
+
+def test_a_tensor_that_is_changed_in_place_changes_once_a_step() -> None:
+    """timm's LAMB counts its steps so."""
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(6)]
+    optimizer = optimizer_of(parameters)
+    groups = VirtualGroups()
+    for step in range(3):
+        groups.enter(optimizer, dict(zip(parameters, (0.0, 2.0, 0.5, 0.0, 0.0, 0.0), strict=True)))
+        for group in optimizer.param_groups:
+            group.setdefault("step", torch.tensor(0.0)).add_(1)
+        groups.leave(optimizer)
+        assert groups.keeps_state
+        assert [float(group["step"]) for group in optimizer.param_groups] == [step + 1] * 2
+
+
+def test_a_tensor_that_follows_the_learning_rate_is_refused() -> None:
+    parameters = [nn.Parameter(torch.ones(2)) for _ in range(6)]
+    optimizer = optimizer_of(parameters)
+    for group in optimizer.param_groups:
+        group["total"] = torch.tensor(0.0)
+    groups = VirtualGroups()
+    groups.enter(optimizer, {parameters[0]: 2.0})
+    for group in optimizer.param_groups:
+        group["total"].add_(group["lr"])
+    with pytest.raises(InputError, match="writes 'total' to its parameter groups"):
         groups.leave(optimizer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+NAMED = re.compile(r"(tests/\w+\.py)::(\w+)")
+LOOPS = {"Trainer", "Accelerate", "Lightning", "plain loop"}
+TRAINERS = {"TRL SFTTrainer", "TRL SFTTrainer with LoRA", "TRL DPOTrainer", "sentence-transformers"}
+ALONE = {  # of one framework's own
+    "TensorBoard",
+    "W&B",
+    "Trackio",
+    "accumulation of models that ignore num_items_in_batch",
+    "residual ledger, resume",
+    "residual ledger, data without sample_ids",
+    "residual ledger in several processes",
+}
 
 
 def test_every_cell_is_a_test_that_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,3 +43,24 @@ def test_the_page_is_up_to_date(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "docs"))
     matrix = importlib.import_module("matrix")
     assert matrix.PAGE.read_text(encoding="utf-8") == matrix.page(), "run python docs/matrix.py"
+
+
+def test_a_feature_of_one_loop_is_answered_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    matrix = importlib.import_module("matrix")
+    columns: dict[str, set[str]] = {}
+    for cell in matrix.cells():
+        columns.setdefault(cell["row"], set()).add(cell["column"])
+    for loops in (LOOPS, TRAINERS):
+        for column in set.union(*(columns[row] for row in loops)) - ALONE:
+            assert {row for row in loops if column in columns[row]} == loops, column
+
+
+def test_a_test_that_a_refusal_names_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    matrix = importlib.import_module("matrix")
+    reasons = [cell.get("refused") or cell.get("not_applicable") or "" for cell in matrix.cells()]
+    named = {found for reason in reasons for found in NAMED.findall(reason)}
+    assert len(named) > 10
+    for path, test in named:
+        assert f"def {test}(" in (ROOT / path).read_text(encoding="utf-8"), (path, test)

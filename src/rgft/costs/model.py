@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
 from rgft.costs.graph import Graph, StepCost
+from rgft.costs.quantised import stand_ins
 from rgft.costs.tracing import trace
 
 CACHED_GRAPHS, CACHED_STEPS = 256, 4096  # batch shapes; pairs of a shape and a plan
@@ -104,6 +105,7 @@ def _without_values(model: nn.Module) -> nn.Module:
             tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
         )
         memo[id(tensor)] = nn.Parameter(empty, False) if isinstance(tensor, nn.Parameter) else empty
+    memo |= {id(module): dense for module, dense in stand_ins(model)}
     for module in model.modules():  # what hooks hold is not copied
         for name, value in vars(module).items():
             # nor is what FSDP2 keeps in modules under names of its own

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rgft.errors import InputError
 from rgft.execution.relative_rates import chooses_its_rate
@@ -28,6 +28,7 @@ class Virtual:
     """A part of a real group with one multiplier; as it entered the step, to see what was written.
 
     The dicts are filled anew at each step: thousands of new ones would have Python collect garbage.
+    A tensor in the group is copied, since one that counts steps in place would count each part.
     """
 
     real: Group
@@ -38,11 +39,20 @@ class Virtual:
 
     def fill(self) -> Group:
         """The group for this step."""
+        own = {key: value.clone() for key, value in self.real.items() if isinstance(value, Tensor)}
         rate = _scaled(self.real, self.multiplier)
         for copy in (self.group, self.entered):
             copy.clear()
-            copy.update(self.real, params=self.parameters, lr=rate)
+            copy.update(self.real, **own)
+            copy.update(params=self.parameters, lr=rate)
         return self.group
+
+    def written(self) -> Iterator[tuple[str, Any]]:
+        """What the step put into the group, or changed in place."""
+        for key, value in self.group.items():
+            replaced = key not in self.entered or value is not self.entered[key]
+            if replaced or (isinstance(value, Tensor) and key != "lr" and value._version):
+                yield key, value
 
 
 class VirtualGroups:
@@ -90,10 +100,8 @@ class VirtualGroups:
         self.abandon(optimizer)
         written: dict[tuple[int, str], Any] = {}
         for virtual in self._virtual:
-            real, entered = virtual.real, virtual.entered
-            for key, value in virtual.group.items():
-                if key in entered and value is entered[key]:
-                    continue
+            real = virtual.real
+            for key, value in virtual.written():
                 first = written.setdefault((id(real), key), value)
                 if key in ("lr", "params") or not _same(first, value):
                     raise InputError(
@@ -168,6 +176,6 @@ def _scaled(group: Group, multiplier: float) -> Any:
 
 
 def _same(left: Any, right: Any) -> bool:
-    if isinstance(left, torch.Tensor) and isinstance(right, torch.Tensor):
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
         return torch.equal(left, right)
     return bool(left == right)

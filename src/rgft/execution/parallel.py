@@ -105,7 +105,8 @@ def refuse_engines(model: nn.Module, optimizer: Any) -> None:
     if any(_is_of(holder, "deepspeed") for holder in holders):
         raise InputError(
             "DeepSpeed flattens parameters into buffers of its own and steps frozen ones with zero "
-            "gradients, so that a plan would silently not be carried out; use DDP or FSDP2"
+            "gradients, so that a plan would silently not be carried out; use DDP or FSDP2, or for "
+            "learning rates alone rgft.integrations.deepspeed"
         )
     if any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules()):
         raise InputError(

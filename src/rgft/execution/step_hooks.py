@@ -28,9 +28,11 @@ def watch_steps(
     look at; an optimizer that evaluates it again, such as LBFGS, gets an `InputError`.
     """
     watch = _StepWatch(before, after)
+    # a step that is compiled would compile the guide with it, anew for each plan
+    disable: Callable[..., Any] = torch.compiler.disable
     return [
-        optimizer.register_step_pre_hook(watch.before_step),
-        optimizer.register_step_post_hook(watch.after_step),
+        optimizer.register_step_pre_hook(disable(watch.before_step)),
+        optimizer.register_step_post_hook(disable(watch.after_step)),
     ]
 
 
@@ -51,7 +53,8 @@ class _StepWatch:
         if self._stepping is not None and _running(self._stepping):
             self._nested += 1
             return None
-        self._stepping, self._nested = sys._getframe(1), 0
+        _refuse_capture()
+        self._stepping, self._nested = _caller(sys._getframe(1)), 0
         given = _with_closure_run(optimizer, args, kwargs)
         scale = getattr(optimizer, "grad_scale", None)
         found_inf = getattr(optimizer, "found_inf", None)
@@ -69,6 +72,16 @@ class _StepWatch:
             return
         self._stepping = None
         self._after(optimizer)
+
+
+def _refuse_capture() -> None:
+    """Refuse a step that a graph would replay without its hooks."""
+    begun: Callable[[], bool] = torch.cuda.is_initialized
+    if begun() and torch.cuda.is_current_stream_capturing():
+        raise InputError(
+            "the optimizer's step is being captured in a CUDA graph, which would replay it without "
+            "the guide; capture forward and backward alone, and step outside of the graph"
+        )
 
 
 def _with_closure_run(
@@ -114,6 +127,13 @@ def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     if not isinstance(inner, torch.optim.Optimizer):
         raise InputError(f"optimizer is a {type(optimizer).__name__}; give a torch.optim.Optimizer")
     return inner
+
+
+def _caller(frame: FrameType) -> FrameType:
+    """The frame that called a hook, below those that keep it out of what is compiled."""
+    while frame.f_globals.get("__name__") == "torch._dynamo.eval_frame" and frame.f_back:
+        frame = frame.f_back
+    return frame
 
 
 def _running(frame: FrameType) -> bool:
