@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -117,6 +118,21 @@ def test_infobatch_skips_and_needs_a_budget(spec: RunSpec, tmp_path: Path) -> No
     table = pd.read_parquet(tmp_path / "run" / "residuals.parquet")
     assert abs(record["flops"]["share"] - 1) < 0.03
     assert table["visits"].max() - table["visits"].min() >= 2
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ({"skip": 0.5}, "skip is 0.5, but the method 'selective-backprop' chooses samples itself"),
+        ({"prefix_cache": "int8"}, "prefix_cache is 'int8', but the method 'selective-backprop'"),
+    ],
+)
+def test_what_selective_backprop_has_no_use_for_is_refused(
+    spec: RunSpec, tmp_path: Path, option: dict[str, Any], said: str
+) -> None:
+    given_ = {"method": "selective-backprop", "budget": "0.9", "settings": {"frozen_below": 2}}
+    with pytest.raises(InputError, match=said):
+        run(replace(spec, **given_, **option), tmp_path / "run")
 
 
 def test_nothing_is_skipped_at_the_end_of_the_run() -> None:

@@ -163,6 +163,11 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
             f"the method '{spec.method}' leaves samples out, which takes effect with a budget "
             "alone: give --budget too (1.0 for what full fine-tuning costs)"
         )
+    if spec.skip and method.hardness is not None:
+        raise InputError(
+            f"skip is {spec.skip}, but the method '{spec.method}' chooses samples itself, from "
+            "whole batches; drop it"
+        )
     check_alone(spec, method, launch)
     with waiting("loading the data"):
         task = load_data(spec)
@@ -203,7 +208,12 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
         lengths = [sum(inputs.lengths(row)) for row in examples["train"]]
         visits = _visits(spec, method, ledger, lengths, batch_size, spending)
     cache = _prefix_cache(
-        spec, model, config, spending, lambda: inputs.collate(examples["train"][:batch_size])
+        spec,
+        method,
+        model,
+        config,
+        spending,
+        lambda: inputs.collate(examples["train"][:batch_size]),
     )
     cache = in_one_process(cache, spec, launch)
     return Prepared(
@@ -335,8 +345,9 @@ def _balance(
     return class_weights(torch.tensor([row["labels"] for row in rows]), exponent)
 
 
-def _prefix_cache(
+def _prefix_cache(  # noqa: PLR0913, PLR0917 - what it depends on
     spec: RunSpec,
+    method: Method,
     model: nn.Module,
     config: Config,
     spending: Spending | None,
@@ -345,10 +356,17 @@ def _prefix_cache(
     """Format of the prefix cache; None for none.
 
     Raises:
-        InputError: One is asked for, and nothing is ever frozen.
+        InputError: One is asked for, and nothing is ever frozen, or batches have to run whole.
     """
-    if spec.prefix_cache == OFF or find_method(spec.method).hardness is not None:
-        return None  # what a batch is chosen from runs whole
+    if spec.prefix_cache == OFF:
+        return None
+    if method.hardness is not None:
+        if spec.prefix_cache is not None:
+            raise InputError(
+                f"prefix_cache is {spec.prefix_cache!r}, but the method '{spec.method}' runs "
+                "batches whole to choose from them; drop it"
+            )
+        return None
     config_of: Any = getattr(model, "config", None)
     if getattr(config_of, "is_encoder_decoder", False):
         if spec.prefix_cache is not None:
