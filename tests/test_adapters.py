@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import AdaLoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -21,6 +21,7 @@ from rgft import Config, InputError
 from rgft.adapters.allocation import RankAllocation, check_allocation
 from rgft.adapters.bottleneck import Bottleneck, add_bottlenecks, load_apart
 from rgft.adapters.pairs import add_ia3
+from rgft.models import locate
 from rgft.spec import RunSpec
 from rgft.structure.architecture import outline
 from rgft.train import run
@@ -240,6 +241,22 @@ def test_an_allocation_resumes_to_the_same_bits(
     assert_same(whole, cut)
 
 
+def test_an_allocation_saves_running_statistics_too() -> None:
+    def normed() -> tuple[nn.Module, RankAllocation]:
+        torch.manual_seed(0)
+        plain = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+        settings = {"init_r": 3, "target_r": 2, "total_step": 10, "target_modules": ["0", "2"]}
+        model: nn.Module = get_peft_model(plain, AdaLoraConfig(**settings))
+        return model, RankAllocation(model)
+
+    (model, allocation), (resumed, other) = normed(), normed()
+    model(torch.randn(8, 5))
+    assert any(not torch.equal(b, resumed.get_buffer(n)) for n, b in model.named_buffers())
+    other.load_state_dict(allocation.state_dict())
+    for name, value in model.named_buffers():
+        assert torch.equal(value, resumed.get_buffer(name)), name
+
+
 def test_validation_loss_is_without_the_regulariser(spec: RunSpec, tmp_path: Path) -> None:
     record = run(replace(spec, method="adalora", balance=1.0), tmp_path / "run")
     assert record["metrics"]["validation"]["loss"] < 0.75
@@ -290,6 +307,15 @@ def test_a_run_with_bottlenecks_is_saved_and_loaded(spec: RunSpec, tmp_path: Pat
         run(replace(spec, model=str(tmp_path / "run")), tmp_path / "next")
     with pytest.raises(InputError, match="holds no model with bottleneck adapters"):
         load_apart(tmp_path)
+
+
+def test_a_folder_named_base_beside_a_model_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="which from_pretrained cannot load"):
+        locate(str(tmp_path))
+    (tmp_path / "config.json").write_text("{}")
+    assert locate(str(tmp_path)) == str(tmp_path)
 
 
 def test_bottlenecks_resume_to_the_same_bits(

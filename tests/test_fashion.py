@@ -57,7 +57,7 @@ def test_images_are_those_of_the_files(files: Path) -> None:
     content = gzip.decompress((files / fashion.FILES["test"][0]).read_bytes())
     pixels = np.frombuffer(content[16:], np.uint8).reshape(-1, 28, 28)
     for row, wanted in zip(task.splits["test"], pixels, strict=True):
-        image = np.asarray(decode_image(row["image"]))
+        image = np.asarray(decode_image(row["image"], "a row"))
         assert (image == wanted[..., None]).all()
     assert task.splits["test"]["label"][:] == [i % 10 for i in range(20)]
     assert task.label_names[9] == "Ankle boot"

@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import random
+import shutil
+import struct
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -180,7 +183,7 @@ def test_images_are_told_from_texts(folders: dict[str, Path], tmp_path: Path) ->
     assert (task.modality, task.input_columns, task.label_column) == ("image", ("image",), "label")
     assert {name: len(rows) for name, rows in task.splits.items()} == tiny_images.ROWS
     first = np.asarray(pictures(folders["data"], "train")[0]["image"].convert("RGB"))
-    assert (np.asarray(decode_image(task.splits["train"][0]["image"])) == first).all()
+    assert (np.asarray(decode_image(task.splits["train"][0]["image"], "row 1")) == first).all()
     captioned = pictures(folders["data"], "train").add_column("text", ["a", "b"] * 32)
     tmp_path.mkdir(exist_ok=True)
     captioned.to_parquet(tmp_path / "train.parquet")
@@ -212,16 +215,29 @@ def file_of(image: Image.Image, kind: str) -> bytes:
 def test_any_kind_of_image_becomes_rgb(mode: str) -> None:
     image = Image.new("RGB", (5, 4), (200, 200, 200)).convert("L").convert("RGB")
     given = Image.new(mode, (5, 4)) if mode == "I;16" else image.convert(mode)
-    decoded = decode_image(file_of(given, "TIFF"))
+    decoded = decode_image(file_of(given, "TIFF"), "a row")
     assert (decoded.mode, decoded.size) == ("RGB", (5, 4))
 
 
 PNG = file_of(Image.new("L", (4, 4)), "PNG")
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A file that says it is so large."""
+    header = b"IHDR" + struct.pack(">2I5B", width, height, 8, 0, 0, 0, 0)
+    checked = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return PNG[:8] + checked + PNG[33:]
+
+
 BAD: dict[str, tuple[list[dict[str, Any]], str]] = {
     "no image": ([{"image": None}], "row 2 has no image in column 'image'"),
     "a path alone": ([{"image": {"bytes": None, "path": "a.png"}}], "row 2 has no image"),
     "no image file": (
         [{"image": {"bytes": b"not an image", "path": None}}],
+        "row 2 of column 'image' is no image that Pillow reads",
+    ),
+    "a bomb": (
+        [{"image": {"bytes": png_of_size(20_000, 20_000), "path": None}}],
         "row 2 of column 'image' is no image that Pillow reads",
     ),
 }
@@ -257,7 +273,8 @@ def test_an_image_that_is_cut_off_stops_the_run_in_one_line(
     (tmp_path / "data").mkdir()
     for split in ("train", "validation"):
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / "data" / f"{split}.parquet")
-    with pytest.raises(InputError, match="cannot be decoded"):
+    said = r"split 'train', row [37] of those in use: an image of \d+ bytes cannot be decoded"
+    with pytest.raises(InputError, match=said):
         run(replace(spec, data=str(tmp_path / "data")), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -274,7 +291,7 @@ def test_the_packaged_efficientnet_is_the_package_s(
     image = Image.fromarray(
         np.arange(224 * 224 * 3, dtype=np.uint32).astype(np.uint8).reshape(224, 224, 3)
     )
-    batch = inputs.collate([{"image": file_of(image, "PNG"), "labels": 1}])
+    batch = inputs.collate([{"image": file_of(image, "PNG"), "place": "", "labels": 1}])
     pixels = (torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() - 127) / 128
     assert torch.allclose(batch["pixel_values"][0], pixels, atol=1e-5)
     names = tuple(str(i) for i in range(1000))
@@ -291,6 +308,17 @@ def test_images_can_be_scaled(spec: RunSpec, folders: dict[str, Path], tmp_path:
     assert small["flops"]["full"] == pytest.approx(large["flops"]["full"] / 4, rel=0.01)
     saved = json.loads((tmp_path / "64" / "preprocessor_config.json").read_text())
     assert saved["size"] == {"height": 64, "width": 64}
+
+
+def test_an_image_size_that_the_processor_does_not_follow_is_refused(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    model = shutil.copytree(folders["convnext"], tmp_path / "model")
+    settings = json.loads((model / "preprocessor_config.json").read_text())
+    (model / "preprocessor_config.json").write_text(json.dumps({**settings, "do_resize": False}))
+    with pytest.raises(InputError, match=r"image_size is 64, but .* makes images of 3x"):
+        ImageInputs(str(model), 64)
+    ImageInputs(str(folders["convnext"]), 64)
 
 
 def test_fewer_rows_of_every_split(spec: RunSpec, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from rgft.tasks.images import decode_image
 from rgft.tasks.tables import one_line
 from rgft.tasks.task import TaskData
 
-IMAGE = "image"
+IMAGE, PLACE = "image", "place"  # of an example: its file, and the row that it is from
 
 
 class ImageInputs:
@@ -60,10 +60,13 @@ class ImageInputs:
         return loaded
 
     def examples(self, task: TaskData, split: str) -> list[Example]:
-        """File and label of every row of a split."""
+        """File, place and label of every row of a split."""
         rows = task.splits[split]
         images, labels = rows[task.input_columns[0]][:], rows[task.label_column][:]
-        return [{IMAGE: i, "labels": label} for i, label in zip(images, labels, strict=True)]
+        return [
+            {IMAGE: image, PLACE: f"split {split!r}, row {row} of those in use", "labels": label}
+            for row, (image, label) in enumerate(zip(images, labels, strict=True), start=1)
+        ]
 
     def lengths(self, example: Mapping[str, Any]) -> tuple[int, ...]:
         """1: all are of one size."""
@@ -81,7 +84,7 @@ class ImageInputs:
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
         """A batch: "pixel_values" `[B, 3, H, W]` and what `labelled` adds."""
-        pixels = self._pixels([decode_image(example[IMAGE]) for example in examples])
+        pixels = self._pixels([decode_image(one[IMAGE], one[PLACE]) for one in examples])
         return labelled({"pixel_values": pixels}, examples)
 
     def blank(self, rows: int) -> dict[str, Tensor]:

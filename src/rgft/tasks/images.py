@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from rgft.errors import InputError
 from rgft.tasks.columns import require_column
 from rgft.tasks.tables import Table, one_line
+
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)  # of Pillow
 
 
 def find_image_column(table: Table, label_column: str) -> str | None:
@@ -52,8 +54,12 @@ def check_images(table: Table, column: str) -> list[bytes]:
     return images
 
 
-def decode_image(content: bytes) -> Image.Image:
+def decode_image(content: bytes, place: str) -> Image.Image:
     """An image in RGB.
+
+    Args:
+        content: Its file.
+        place: Where it is from, for the error.
 
     Raises:
         InputError: It cannot be decoded.
@@ -61,17 +67,17 @@ def decode_image(content: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+    except UNREADABLE as problem:
         raise InputError(
-            f"an image of {len(content)} bytes cannot be decoded ({one_line(problem)}); remove its "
-            "row"
+            f"{place}: an image of {len(content)} bytes cannot be decoded ({one_line(problem)}); "
+            "remove the row"
         ) from problem
 
 
 def _check_header(table: Table, column: str, row: int, content: bytes) -> None:
     try:
         Image.open(io.BytesIO(content)).close()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as problem:
+    except UNREADABLE as problem:
         raise InputError(
             f"{table.source}: row {row} of column {column!r} is no image that Pillow reads "
             f"({one_line(problem, 60)}); correct or remove it"
