@@ -29,7 +29,7 @@ class ImageInputs:
         side: Pixels a side that images are scaled to; None for the processor's own.
 
     Raises:
-        InputError: The processor cannot be loaded.
+        InputError: The processor cannot be loaded, or does not scale images.
     """
 
     files = ("preprocessor_config.json",)
@@ -39,6 +39,8 @@ class ImageInputs:
     def __init__(self, model: str, side: int | None = None) -> None:
         self.processor: Any = load_image_processor(model, side)
         self._model = model
+        if side is not None:
+            self._check_scales(side)
 
     def load_model(self, labels: tuple[str, ...]) -> nn.Module:
         """The classifier with a new head, tried on an image.
@@ -91,6 +93,15 @@ class ImageInputs:
         """A batch of black images of the first class."""
         pixels = self._pixels([Image.new("RGB", (64, 48))]).expand(rows, -1, -1, -1)
         return {"pixel_values": pixels, "labels": torch.zeros(rows, dtype=torch.long)}
+
+    def _check_scales(self, side: int) -> None:
+        """Refuse a processor that goes its own way."""
+        shape = self._pixels([Image.new("RGB", (2 * side + 2, 2 * side + 1))]).shape[1:]
+        if side not in shape[1:]:
+            raise InputError(
+                f"image_size is {side}, but the image processor of '{self._model}' makes images of "
+                f"{'x'.join(map(str, shape))} whatever it is told; drop it, or give another model"
+            )
 
     def _pixels(self, images: Sequence[Image.Image]) -> Tensor:
         try:

@@ -53,12 +53,13 @@ def locate(model: str) -> str:
     if model in PACKAGED:
         return str(PACKAGED[model]())
     path = Path(model)
-    if (path / "base" / "config.json").is_file():
+    bare = path.is_dir() and not (path / "config.json").is_file()
+    if bare and (path / "base" / "config.json").is_file():
         raise InputError(
             f"{model} holds a model with bottleneck adapters, which from_pretrained cannot load; "
             "use rgft.adapters.bottleneck.load_apart, or train on the model that it began from"
         )
-    if path.is_dir() and not (path / "config.json").is_file():
+    if bare:
         raise InputError(
             f"{model} is a folder without config.json; give one that save_pretrained wrote"
         )
