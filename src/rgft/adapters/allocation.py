@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from rgft.config import Config
@@ -119,14 +119,18 @@ class RankAllocation(TrainerCallback):  # type: ignore[misc]
             self._tuner.update_and_allocate(end + 1)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, pairs included: PEFT saves them without what is pruned."""
+        """What a resumed run needs.
+
+        Pairs are included, because PEFT saves them without what is pruned; and so are buffers, such
+        as running statistics, which it does not save.
+        """
         allocator = self._tuner.rankallocator
         return {
             "steps": self._steps,
             "settled": self._settled,
             "ranks": self._config.rank_pattern,
             "averages": {name: dict(getattr(allocator, name)) for name in AVERAGES},
-            "weights": {n: p.detach().clone() for n, p in self._trained()},
+            "weights": {n: value.detach().clone() for n, value in self._changing()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -138,8 +142,9 @@ class RankAllocation(TrainerCallback):  # type: ignore[misc]
             held = {n: value.to(device) for n, value in values.items()}
             setattr(self._tuner.rankallocator, name, held)
         with torch.no_grad():
-            for name, parameter in self._trained():
-                parameter.copy_(state["weights"][name])
+            for name, value in self._changing():
+                value.copy_(state["weights"][name])
 
-    def _trained(self) -> list[tuple[str, nn.Parameter]]:
-        return [(n, p) for n, p in self._model.named_parameters() if p.requires_grad]
+    def _changing(self) -> list[tuple[str, Tensor]]:
+        trained = [(n, p) for n, p in self._model.named_parameters() if p.requires_grad]
+        return [*trained, *self._model.named_buffers()]
