@@ -16,7 +16,7 @@ from rich.markup import escape
 from torch import Tensor, nn
 from transformers import set_seed
 
-from rgft.adapters import ADAPTERS
+from rgft.adapters import Adapter
 from rgft.adapters.allocation import check_allocation
 from rgft.batch_share import check_divides
 from rgft.batches import Example
@@ -78,7 +78,7 @@ class Prepared:
     task: TaskData
     inputs: Inputs
     model: nn.Module
-    method: Method
+    adapter: Adapter | None
     config: Config
     lr: float
     meter: FlopMeter
@@ -157,7 +157,7 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
         InputError: It does not, or something cannot be loaded.
     """
     method = find_method(spec.method)
-    config, size = method_config(spec, method)
+    config, adapter, size = method_config(spec, method)
     if method.skip and spec.budget is None:
         raise InputError(
             f"the method '{spec.method}' leaves samples out, which takes effect with a budget "
@@ -168,7 +168,7 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
             f"skip is {spec.skip}, but the method '{spec.method}' chooses samples itself, from "
             "whole batches; drop it"
         )
-    check_alone(spec, method, launch)
+    check_alone(spec, method, adapter, launch)
     with waiting("loading the data"):
         task = load_data(spec)
     with waiting(f"loading the processor of {escape(spec.model)}"):
@@ -180,10 +180,10 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
         reference, of = CostModel(model), count_layers(model)
         if spec.keep_layers is not None:
             keep_layers(model, spec.keep_layers)
-        if method.adapter is not None:
+        if adapter is not None:
             assert size is not None
-            model = ADAPTERS[method.adapter].add(model, size)
-            if ADAPTERS[method.adapter].allocates:
+            model = adapter.add(model, size)
+            if adapter.allocates:
                 check_allocation(config, spec.budget)
     examples = {split: inputs.examples(task, split) for split in task.splits}
     meter = FlopMeter(model, reference)
@@ -220,7 +220,7 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
         task=task,
         inputs=inputs,
         model=model,
-        method=method,
+        adapter=adapter,
         config=config,
         lr=lr,
         meter=meter,
@@ -392,13 +392,13 @@ def _prefix_cache(  # noqa: PLR0913, PLR0917 - what it depends on
     return "float32"
 
 
-def check_alone(spec: RunSpec, method: Method, launch: Launch) -> None:
+def check_alone(spec: RunSpec, method: Method, adapter: Adapter | None, launch: Launch) -> None:
     """Refuse methods that choose by what one process sees.
 
     Raises:
         InputError: The method is one, and there are several processes.
     """
-    allocates = method.adapter is not None and ADAPTERS[method.adapter].allocates
+    allocates = adapter is not None and adapter.allocates
     if launch.size > 1 and (allocates or method.hardness is not None):
         what = "ranks" if allocates else "samples of a batch"
         raise InputError(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from rgft.adapters import ADAPTERS
+from rgft.adapters import ADAPTERS, Adapter
 from rgft.config import Config
 from rgft.errors import InputError, unknown
 from rgft.methods import Method
@@ -19,8 +19,8 @@ SIZES = tuple(dict.fromkeys(a.setting for a in ADAPTERS.values() if a.setting))
 DEFAULTS = {f.name: f.default for f in fields(Config) if f.name not in FROM_ELSEWHERE}
 
 
-def method_config(spec: RunSpec, method: Method) -> tuple[Config, int | None]:
-    """The method's settings with the user's; the size of what it adds to the model, if it does.
+def method_config(spec: RunSpec, method: Method) -> tuple[Config, Adapter | None, int | None]:
+    """The method's settings with the user's; what it adds to the model, if it does, and its size.
 
     Raises:
         InputError: A setting is unknown, of the wrong type, out of range, or has no effect.
@@ -40,7 +40,7 @@ def method_config(spec: RunSpec, method: Method) -> tuple[Config, int | None]:
     changed = typed(settings)
     if spec.granularity is not None:
         changed["granularity"] = spec.granularity
-    return replace(method.config, seed=spec.seed, **changed), size
+    return replace(method.config, seed=spec.seed, **changed), adapter, size
 
 
 def typed(settings: Mapping[str, Any]) -> dict[str, Any]:

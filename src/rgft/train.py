@@ -15,7 +15,6 @@ from transformers import TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from rgft import records
-from rgft.adapters import ADAPTERS
 from rgft.adapters.allocation import RankAllocation
 from rgft.batches import numbered
 from rgft.best_stage import BestStage
@@ -320,8 +319,7 @@ def _leave_behind(
 ) -> None:
     """Write what a run is for."""
     assert guidance.guide is not None
-    adapter = prepared.method.adapter
-    write = None if adapter is None else ADAPTERS[adapter].save
+    write = None if prepared.adapter is None else prepared.adapter.save
     save(output_dir, trainer.model, prepared.inputs.processor, write)
     save_ledgers(output_dir, guidance.guide.error_map, prepared.sampling.ledger)
     if isinstance(trainer, TextTrainer):
@@ -332,8 +330,7 @@ def _leave_behind(
 
 def _allocation(prepared: Prepared) -> RankAllocation | None:
     """What prunes ranks, where the method does."""
-    adapter = prepared.method.adapter
-    if adapter is None or not ADAPTERS[adapter].allocates:
+    if prepared.adapter is None or not prepared.adapter.allocates:
         return None
     return RankAllocation(prepared.model, prepared.spending)
 
