@@ -80,14 +80,22 @@ class Launch:
             raise InputError(problem)
         return result  # type: ignore[return-value] # there was no error
 
-    def alone(self, work: Callable[[], str | None]) -> str:
-        """Do `work` in the first process, while the others wait; what it returned, in all.
+    def alone(self, work: Callable[[], object]) -> None:
+        """Do `work` in the first process, while the others wait.
 
         Raises:
             InputError: From `work`.
         """
-        done = self.together(lambda: (work() if self.first else None) or "")
-        return done if self.processes is None else self.processes.lists([done])[0]
+        self.together(lambda: work() if self.first else None)
+
+    def told(self, work: Callable[[], str]) -> str:
+        """What `work` returns in the first process, in all of them.
+
+        Raises:
+            InputError: From `work`.
+        """
+        found = self.together(lambda: work() if self.first else "")
+        return found if self.processes is None else self.processes.lists([found])[0]
 
     def refuse_different(self, what: str, text: str) -> None:
         """Refuse, in all processes, what is not the same in all of them.

@@ -76,6 +76,7 @@ class Prepared:
     """A run, ready to start."""
 
     task: TaskData
+    fingerprint: str
     inputs: Inputs
     model: nn.Module
     adapter: Adapter | None
@@ -102,7 +103,7 @@ class Prepared:
         """Where the prefix cache keeps what it has, if there is one."""
         if self.prefix_cache is None:
             return None
-        return Storage(folder, self.prefix_cache, data=self.task.fingerprint())
+        return Storage(folder, self.prefix_cache, data=self.fingerprint)
 
     def sample_losses(self, count: int) -> Iterator[Tensor]:
         """Losses of the first training samples one by one, for the signals that need them.
@@ -218,6 +219,7 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
     cache = in_one_process(cache, spec, launch)
     return Prepared(
         task=task,
+        fingerprint=task.fingerprint(),
         inputs=inputs,
         model=model,
         adapter=adapter,

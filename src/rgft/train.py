@@ -90,7 +90,7 @@ def run(
                 names = prepared.inputs.files
                 launch.alone(lambda: refuse_foreign(output_dir, names))
                 launch.alone(lambda: clear_checkpoints(output_dir))
-            found = launch.alone(lambda: str(newest_checkpoint(output_dir) or "")) if resume else ""
+            found = launch.told(lambda: str(newest_checkpoint(output_dir) or "")) if resume else ""
             checkpoint = Path(found) if found else None
             record |= {"status": "running", **_facts(spec, prepared)}
             launch.alone(lambda: _note_start(output_dir, record, step_of(checkpoint), launch))
@@ -123,19 +123,18 @@ def _known(spec: RunSpec) -> RunSpec:
 def _prepared(spec: RunSpec, output_dir: Path, record: dict[str, Any], launch: Launch) -> Prepared:
     """Model and data, in every process."""
     if launch.size > 1:
-        launch.alone(lambda: str(load_data(spec).name))  # what has to be fetched is, once
+        launch.alone(lambda: load_data(spec))  # what has to be fetched is, once
 
     def work() -> Prepared:
         prepared = prepare(spec, launch)
-        fingerprint = prepared.task.fingerprint()
-        if record.setdefault("data", fingerprint) != fingerprint:
+        if record.setdefault("data", prepared.fingerprint) != prepared.fingerprint:
             raise InputError(
                 f"the data has changed since {output_dir} was begun; start anew with --overwrite"
             )
         return prepared
 
     prepared = launch.together(work)
-    launch.refuse_different("data", prepared.task.fingerprint())
+    launch.refuse_different("data", prepared.fingerprint)
     return prepared
 
 
