@@ -49,21 +49,19 @@ class Sampling:
         """Whether samples count differently."""
         return self.balance is not None or (self.visits is not None and self.visits.skip > 0)
 
-    def weighted(
-        self, ids: Tensor, labels: Tensor, losses: Tensor, whole: int | None = None
-    ) -> Tensor | None:
+    def weighted(self, ids: Tensor, labels: Tensor, losses: Tensor, whole: int) -> Tensor | None:
         """The loss of a batch from those of its samples; None where all count alike.
 
         Args:
             ids: Of the samples.
             labels: Of the samples.
             losses: Of the samples.
-            whole: How many are in the batch, where others are elsewhere.
+            whole: How many are in the batch; some may be in other processes.
         """
         if not self.weighs:
             return None
         skips = self.visits is not None and self.visits.skip > 0
-        weights, size = torch.ones_like(losses), float(whole or len(losses))
+        weights, size = torch.ones_like(losses), float(whole)
         if self.visits is not None and skips:
             of = self.visits.weights
             weights *= of[ids.cpu()].to(weights)
@@ -136,7 +134,8 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         self._recorder, self._kind, self._measure = recorder, kind, measure
         self._sampling, self._identified = sampling, identified
         self._processes = processes
-        self._share: Share | None = None
+        self._place = (0, 1) if processes is None else (processes.rank, processes.size)
+        self._share = Share(0, 0, 0, 1)  # of no batch yet
         self._counts: list[int] | None = None
         if processes is not None:
             sampling.ledger.share(processes)
@@ -169,13 +168,13 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Tensor:
         """One forward and backward pass, of the rows that this process has."""
-        if self._processes is not None:
-            labels = inputs["labels"]
-            self._share = share(len(labels), self._processes.rank, self._processes.size)
-            if labels.ndim > 1:  # a mean over tokens, of which rows have more or fewer
-                self._counts = sample_tokens(labels, self._kind).tolist()
-            inputs = self._share.of(inputs)
-        with self._recorder.uncounted(self._share is not None and self._share.idle):
+        labels = inputs["labels"]
+        self._share = share(len(labels), *self._place)
+        if self._processes is not None and labels.ndim > 1:
+            # a mean over tokens, of which rows have more or fewer
+            self._counts = sample_tokens(labels, self._kind).tolist()
+        inputs = self._share.of(inputs)
+        with self._recorder.uncounted(self._share.idle):
             loss: Tensor = super().training_step(model, inputs, *args, **kwargs)
         self._recorder.add_loss(loss)
         return loss
@@ -209,7 +208,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         with meter.probing():
             outputs = model(**{name: value[rows] for name, value in given.items()})
         losses = sample_losses(outputs.logits, labels[rows], self._kind)
-        weighted = self._sampling.weighted(ids[rows], labels[rows], losses)
+        weighted = self._sampling.weighted(ids[rows], labels[rows], losses, len(rows))
         return losses.mean() if weighted is None else weighted, outputs
 
     def _noted(self, ids: Tensor, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
@@ -218,23 +217,18 @@ class RunTrainer(Trainer):  # type: ignore[misc]
             losses = sample_losses(logits, labels, self._kind)
         correct = sample_correct(logits, labels, self._kind)
         part = self._share
-        if part is None:
-            weighted = self._sampling.weighted(ids, labels, losses)
-            self._sampling.ledger.update(ids, losses, correct)
-            if weighted is None:
-                return loss
-            if self._allocation is None:
-                return weighted
-            tokens = 1 if labels.ndim == 1 else sample_tokens(labels, self._kind)
-            own = (losses * tokens).sum() / (torch.ones_like(losses) * tokens).sum()
-            return weighted + (loss - own)
         weighted = self._sampling.weighted(ids, labels, losses, part.whole)
         here = slice(0, part.stop - part.start)
         right = None if correct is None else correct[here]
         self._sampling.ledger.update(ids[here], losses[here], right)
         if weighted is None or part.idle:
             return loss * part.weight(self._counts)
-        return weighted * part.size  # processes are averaged, and its sum is to be over all
+        total = weighted * part.size  # processes are averaged, and its sum is to be over all
+        if self._allocation is None:
+            return total
+        tokens = 1 if labels.ndim == 1 else sample_tokens(labels, self._kind)
+        own = (losses * tokens).sum() / (torch.ones_like(losses) * tokens).sum()
+        return total + (loss - own)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The model, and beside a checkpoint's the ledger and the place among the visits."""
