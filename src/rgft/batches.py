@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from rgft.models import load_classifier, load_tokenizer
 from rgft.progress import bar
+from rgft.residuals import SAMPLE_IDS
 from rgft.tasks.task import TaskData
 
 Example = dict[str, Any]
@@ -41,7 +42,6 @@ def tokenize(task: TaskData, split: str, tokenizer: Any, max_length: int) -> lis
     return examples
 
 
-SAMPLE_IDS = "sample_ids"
 BESIDE = ("labels", SAMPLE_IDS)  # what is not padded
 
 

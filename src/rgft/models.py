@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from rgft.adapters.folders import BASE
 from rgft.errors import InputError
 from rgft.tasks.task import Modality
 
@@ -54,7 +55,7 @@ def locate(model: str) -> str:
         return str(PACKAGED[model]())
     path = Path(model)
     bare = path.is_dir() and not (path / "config.json").is_file()
-    if bare and (path / "base" / "config.json").is_file():
+    if bare and (path / BASE / "config.json").is_file():
         raise InputError(
             f"{model} holds a model with bottleneck adapters, which from_pretrained cannot load; "
             "use rgft.adapters.bottleneck.load_apart, or train on the model that it began from"

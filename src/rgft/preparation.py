@@ -45,7 +45,7 @@ from rgft.residuals import Ledger
 from rgft.run_trainer import Sampling
 from rgft.sampling import class_weights
 from rgft.settings import method_config
-from rgft.spec import RunSpec
+from rgft.spec import RunSpec, without_budget
 from rgft.spending import Spending, parse_budget
 from rgft.structure.cutting import count_layers, keep_layers
 from rgft.structure.dropout import turn_off_dropout
@@ -159,16 +159,7 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
     """
     method = find_method(spec.method)
     config, adapter, size = method_config(spec, method)
-    if method.skip and spec.budget is None:
-        raise InputError(
-            f"the method '{spec.method}' leaves samples out, which takes effect with a budget "
-            "alone: give --budget too (1.0 for what full fine-tuning costs)"
-        )
-    if spec.skip and method.hardness is not None:
-        raise InputError(
-            f"skip is {spec.skip}, but the method '{spec.method}' chooses samples itself, from "
-            "whole batches; drop it"
-        )
+    check_skipping(spec, method)
     check_alone(spec, method, adapter, launch)
     with waiting("loading the data"):
         task = load_data(spec)
@@ -392,6 +383,21 @@ def _prefix_cache(  # noqa: PLR0913, PLR0917 - what it depends on
     if share and share * spec.epochs <= step_share(model, config, spending.meter, batch()):
         return None
     return "float32"
+
+
+def check_skipping(spec: RunSpec, method: Method) -> None:
+    """Refuse to leave samples out where it has no effect, or a wrong one.
+
+    Raises:
+        InputError: It is so.
+    """
+    if method.skip and spec.budget is None:
+        raise without_budget(f"the method '{spec.method}' leaves samples out, which")
+    if spec.skip and method.hardness is not None:
+        raise InputError(
+            f"skip is {spec.skip}, but the method '{spec.method}' chooses samples itself, from "
+            "whole batches; drop it"
+        )
 
 
 def check_alone(spec: RunSpec, method: Method, adapter: Adapter | None, launch: Launch) -> None:

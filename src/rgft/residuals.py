@@ -19,6 +19,7 @@ from rgft.transfer import to_host
 if TYPE_CHECKING:
     import pandas as pd
 
+SAMPLE_IDS = "sample_ids"  # what names the samples of a batch
 METADATA = b"rgft"
 STATE = {
     "residual": torch.float64,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rgft import records
+from rgft.adapters.folders import ADAPTER, BASE
 from rgft.atomic import PREFIX, SUFFIX, atomic_path
 from rgft.checkpoints import FOLDER
 from rgft.error_map import ErrorMap
@@ -26,7 +27,6 @@ ERROR_MAP_FILE = "error_map.parquet"
 LEDGER_FILE = "residuals.parquet"
 WRITTEN_FILE = "written.jsonl"
 REPORT_FILES = ("error_map.png", "report.html")  # in the order of writing
-ADAPTER, BASE = "adapter", "base"  # what was added to a model; the model, where it is apart
 MODEL_FILES = (  # of whatever model and processor; some by patterns
     *("config.json", "generation_config.json", "model.safetensors", "model-*-of-*.safetensors"),
     *("model.safetensors.index.json", "tokenizer.json", "tokenizer_config.json"),

@@ -16,12 +16,11 @@ from transformers import Trainer
 
 from rgft import metrics
 from rgft.batch_share import Share, share
-from rgft.batches import SAMPLE_IDS
 from rgft.checkpoints import VISITS
 from rgft.loss_percentiles import LossPercentiles
 from rgft.processes import Processes
 from rgft.recorder import RunRecorder, diverged
-from rgft.residuals import Ledger
+from rgft.residuals import SAMPLE_IDS, Ledger
 from rgft.sample_losses import sample_correct, sample_losses, sample_tokens
 from rgft.sampling import weighted_loss
 from rgft.tasks import Kind

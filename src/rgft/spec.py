@@ -131,10 +131,7 @@ class RunSpec:
             parse_budget(self.budget)
         elif self.skip or self.group_by_length is not None:
             name = "skip" if self.skip else "group_by_length"
-            raise InputError(
-                f"{name} takes effect with a budget alone: give --budget too (1.0 for what full "
-                "fine-tuning costs)"
-            )
+            raise without_budget(name)
         if self.target_column is not None and self.label_column is not None:
             raise InputError(
                 "target_column and label_column exclude each other: a model writes texts or learns "
@@ -142,6 +139,14 @@ class RunSpec:
             )
         if self.task is None and self.data is None:
             raise InputError("no data: give --task NAME (see `rgft data`) or --data DIR")
+
+
+def without_budget(what: str) -> InputError:
+    """The error to raise where `what` is asked for, and no budget is given."""
+    return InputError(
+        f"{what} takes effect with a budget alone: give --budget too (1.0 for what full "
+        "fine-tuning costs)"
+    )
 
 
 def arguments(spec: RunSpec) -> dict[str, Any]:

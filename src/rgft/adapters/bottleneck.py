@@ -17,11 +17,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from rgft.adapters.folders import ADAPTER, BASE
 from rgft.errors import InputError
 from rgft.structure.architecture import Part, blocks, outline
 
 SPREAD = 1e-2  # of the first weights, cut at two of it (Houlsby et al. 2019)
-ADAPTER, BASE = "adapter", "base"  # folders of a saved model
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 

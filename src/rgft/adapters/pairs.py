@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from rgft.adapters.bottleneck import is_linear
+from rgft.adapters.folders import ADAPTER
 from rgft.errors import InputError
 from rgft.structure.architecture import outline
 
@@ -71,7 +72,7 @@ def add_ia3(model: nn.Module, _: int) -> nn.Module:
 
 def save_merged(model: Any, folder: Path) -> None:
     """The model with what was added merged in, and that by itself, as PEFT loads it."""
-    model.save_pretrained(folder / "adapter")
+    model.save_pretrained(folder / ADAPTER)
     model.merge_and_unload().save_pretrained(folder)
 
 

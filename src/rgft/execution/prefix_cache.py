@@ -21,6 +21,7 @@ from rgft.execution.prefix_forward import Forward, PrefixLayers, automatic_preci
 from rgft.execution.prefix_weights import PrefixWeights, depths, prefix_layers
 from rgft.execution.sample_reader import SampleReader
 from rgft.execution.stored_samples import Storage, StoredSamples
+from rgft.residuals import SAMPLE_IDS
 
 MODES = ("error", "warn")
 
@@ -70,7 +71,7 @@ class PrefixCache:
         model: nn.Module,
         storage: Storage = Storage(),  # noqa: B008 - a value
         *,
-        key: str = "sample_ids",
+        key: str = SAMPLE_IDS,
         mode: str = "error",
         checking: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:

@@ -15,10 +15,9 @@ from rgft.errors import TABLES_NEED, InputError
 from rgft.execution.parallel import many
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.processes import Processes
-from rgft.residuals import Ledger
+from rgft.residuals import SAMPLE_IDS, Ledger
 from rgft.sample_losses import sample_correct, sample_losses
 
-IDS = "sample_ids"
 PROBLEMS = {"regression": "regression", "multi_label_classification": "multi-label"}
 
 
@@ -71,8 +70,8 @@ class LossWatch:
         """
         if not self._seen:
             raise InputError(
-                f"residuals: the samples have {IDS}, but the model was called without; let the "
-                "collator hand them on as a tensor (the model itself does not get to see them)"
+                f"residuals: the samples have {SAMPLE_IDS}, but the model was called without; let "
+                "the collator hand them on as a tensor (the model itself does not get to see them)"
             )
 
     def resume(self, state: Mapping[str, Any] | None, step: int) -> None:
@@ -100,7 +99,7 @@ class LossWatch:
         self, module: nn.Module, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]]:
         given = dict(kwargs)
-        ids = given.pop(IDS, None) if self._cache is None else self._cache.ids
+        ids = given.pop(SAMPLE_IDS, None) if self._cache is None else self._cache.ids
         self._ids = ids if module.training and torch.is_grad_enabled() else None
         return args, given
 
@@ -152,11 +151,11 @@ def _samples(dataset: Any) -> int:
     except (TypeError, KeyError, IndexError, NotImplementedError):
         raise InputError(
             f"residuals: the training data ({type(dataset).__name__}) cannot be counted and looked "
-            f"up by position; give a data set that can, with the positions as {IDS}"
+            f"up by position; give a data set that can, with the positions as {SAMPLE_IDS}"
         ) from None
-    if not isinstance(first, Mapping) or IDS not in first:
+    if not isinstance(first, Mapping) or SAMPLE_IDS not in first:
         raise InputError(
-            f"residuals: a training sample has no {IDS}; give each its position, 0 to {count - 1}, "
-            "under that name (and the Trainer remove_unused_columns=False)"
+            f"residuals: a training sample has no {SAMPLE_IDS}; give each its position, 0 to "
+            f"{count - 1}, under that name (and the Trainer remove_unused_columns=False)"
         )
     return count
