@@ -6,64 +6,59 @@ MRPC and QQP are judged by accuracy; their second metric, F1 of the positive cla
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Any
 
 from rgft.tasks.hub import HubTask
 
 PAIR = ("sentence1", "sentence2")
 FOLLOWS = ("entailment", "not_entailment")
-_task = partial(HubTask, path="nyu-mll/glue")
+
+
+def _task(name: str, more: tuple[str, ...] = (), **fields: Any) -> HubTask:
+    """The task of this name; `more` folders of data may be of older files."""
+    folders = (*more, f"glue/{name}", name)
+    return HubTask(name=name, path="nyu-mll/glue", config=name, folders=folders, **fields)
+
 
 GLUE = (
     _task(
-        name="sst2",
+        "sst2",
         description="sentiment of film-review sentences (GLUE SST-2, Socher et al. 2013)",
-        config="sst2",
-        folders=("glue/sst2_sentences", "glue/sst2", "sst2"),
+        more=("glue/sst2_sentences",),
         input_columns=("sentence",),
         label_names=("negative", "positive"),
     ),
     _task(
-        name="cola",
+        "cola",
         description="whether a sentence is grammatical (GLUE CoLA, Warstadt et al. 2018)",
-        config="cola",
-        folders=("glue/cola", "cola"),
         input_columns=("sentence",),
         label_names=("unacceptable", "acceptable"),
         metric="matthews_correlation",
     ),
     _task(
-        name="mrpc",
+        "mrpc",
         description="whether two sentences say the same (GLUE MRPC, Dolan and Brockett 2005)",
-        config="mrpc",
-        folders=("glue/mrpc", "mrpc"),
         input_columns=PAIR,
         label_names=("not_equivalent", "equivalent"),
     ),
     _task(
-        name="stsb",
+        "stsb",
         description="how alike two sentences are, 0 to 5 (GLUE STS-B, Cer et al. 2017)",
-        config="stsb",
-        folders=("glue/stsb", "stsb"),
         input_columns=PAIR,
         label_names=(),
         metric="pearson",
         kind="regression",
     ),
     _task(
-        name="qqp",
+        "qqp",
         description="whether two questions ask the same (GLUE QQP)",
-        config="qqp",
-        folders=("glue/qqp", "qqp"),
         input_columns=("question1", "question2"),
         label_names=("not_duplicate", "duplicate"),
     ),
     _task(
-        name="mnli",
+        "mnli",
         description="entailment, neutral or contradiction; also other genres (GLUE MNLI, "
         "Williams et al. 2018)",
-        config="mnli",
-        folders=("glue/mnli", "mnli"),
         input_columns=("premise", "hypothesis"),
         label_names=("entailment", "neutral", "contradiction"),
         splits={
@@ -73,18 +68,14 @@ GLUE = (
         },
     ),
     _task(
-        name="qnli",
+        "qnli",
         description="whether a sentence answers a question (GLUE QNLI, Rajpurkar et al. 2016)",
-        config="qnli",
-        folders=("glue/qnli", "qnli"),
         input_columns=("question", "sentence"),
         label_names=FOLLOWS,
     ),
     _task(
-        name="rte",
+        "rte",
         description="whether one sentence follows from another (GLUE RTE, Wang et al. 2018)",
-        config="rte",
-        folders=("glue/rte", "rte"),
         input_columns=PAIR,
         label_names=FOLLOWS,
     ),
