@@ -309,6 +309,14 @@ def test_a_run_with_bottlenecks_is_saved_and_loaded(spec: RunSpec, tmp_path: Pat
         load_apart(tmp_path)
 
 
+def test_adapters_of_another_kind_are_not_taken_for_bottlenecks(tmp_path: Path) -> None:
+    model: Any = bert_with("lora")
+    model.save_pretrained(tmp_path / "adapter")
+    model.merge_and_unload().save_pretrained(tmp_path / "base")
+    with pytest.raises(InputError, match="holds no model with bottleneck adapters"):
+        load_apart(tmp_path)
+
+
 def test_a_folder_named_base_beside_a_model_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "base").mkdir()
     (tmp_path / "base" / "config.json").write_text("{}")

@@ -20,9 +20,11 @@ from torch import Tensor, nn
 from rgft.adapters.folders import ADAPTER, BASE
 from rgft.errors import InputError
 from rgft.structure.architecture import Part, blocks, outline
+from rgft.structure.layers import is_linear
 
 SPREAD = 1e-2  # of the first weights, cut at two of it (Houlsby et al. 2019)
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KIND = "bottleneck"  # what the configuration says that it is of
 
 
 class Bottleneck(nn.Module):
@@ -88,14 +90,14 @@ def save_apart(model: Any, folder: Path) -> None:
     """The model without its adapters in `base/`, these and the head in `adapter/`.
 
     They cannot be merged, and a model without them must not be taken for the whole: the folder
-    itself has no model that `from_pretrained` would load.
+    itself has no model that `from_pretrained` would load. `model` loses its adapters for good.
     """
     adapters = _adapters(model)
     (folder / ADAPTER).mkdir(parents=True)
     trained = {n: p.detach().contiguous() for n, p in model.named_parameters() if p.requires_grad}
     save_file(trained, folder / ADAPTER / WEIGHTS, metadata={"format": "pt"})
     reduction = next(iter(adapters.values())).reduction
-    config = {"adapter_type": "bottleneck", "reduction": reduction, "layers": list(adapters)}
+    config = {"adapter_type": KIND, "reduction": reduction}
     (folder / ADAPTER / CONFIG).write_text(json.dumps(config, indent=1), encoding="utf-8")
     for path, adapter in adapters.items():
         model.set_submodule(path, adapter.base_layer)
@@ -116,12 +118,14 @@ def load_apart(folder: Path | str) -> nn.Module:
     )
 
     folder = Path(folder)
-    if not (folder / BASE).is_dir() or not (folder / ADAPTER / WEIGHTS).is_file():
+    written = folder / ADAPTER / CONFIG
+    config = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
+    needed = (folder / BASE / "config.json", folder / ADAPTER / WEIGHTS)
+    if config.get("adapter_type") != KIND or not all(path.is_file() for path in needed):
         raise InputError(
             f"{folder} holds no model with bottleneck adapters; give the folder of a run of the "
             "method 'adapters'"
         )
-    config = json.loads((folder / ADAPTER / CONFIG).read_text(encoding="utf-8"))
     kind = type(AutoConfig.from_pretrained(folder / BASE))
     images = kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
     loader = AutoModelForImageClassification if images else AutoModelForSequenceClassification
@@ -161,11 +165,6 @@ def _end_of_feed_forward(layer: Part) -> tuple[nn.Module, str]:
             "ends in a linear map; take --method lora"
         )
     return back[-1]
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear map, transformers' own included."""
-    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _sizes(module: nn.Module) -> tuple[int, int]:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from rgft.adapters.bottleneck import is_linear
 from rgft.adapters.folders import ADAPTER
 from rgft.errors import InputError
 from rgft.structure.architecture import outline
+from rgft.structure.layers import is_linear
 
 RANK_STABILIZED_ALPHA = 16  # the rank's square root is the divisor, not the rank
 SURPLUS = 1.5  # ranks that AdaLoRA starts with, for each that it ends with (Zhang et al. 2023)

@@ -78,6 +78,11 @@ def attentions(module: nn.Module, path: str = "") -> Iterator[Named]:
             yield from attentions(child, join(path, name))
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear map, transformers' own included."""
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation: named so, and without any matrix."""
     parameters = list(module.parameters())
