@@ -43,7 +43,8 @@ def selective_loss(
     `rgft.sampling.proportional`; as Katharopoulos & Fleuret 2018) and has weight :math:`1/p_i`, so
     that the gradient's expectation is that of the whole batch's mean loss. One draw of fixed size
     (`systematic`) takes the place of independent ones. Biased, the `share` with the largest losses
-    is chosen and the mean is over these alone (as Jiang et al. 2019).
+    is chosen and the mean is over these alone (as in Ordered SGD, Kawaguchi & Lu 2020). The method
+    "selective-backprop" is neither: it chooses by percentiles (`rgft.loss_percentiles`).
 
     What it costs: with a forward pass as 1 and a backward pass as 2, a whole batch costs 3, and
     this :math:`1 + 3 \cdot \mathrm{share}`. So **it costs more than it saves above a share of
