@@ -108,7 +108,7 @@ def test_autofreeze(norms: list[tuple[float, float]], frozen: int) -> None:
     where = of_kinds(*["layer"] * len(norms), "head", error=now)
     where = replace(
         where,
-        previous=torch.tensor(before, dtype=torch.float64),
+        previous_error=torch.tensor(before, dtype=torch.float64),
         trained=torch.arange(len(now)) >= frozen,
     )
     change = [abs(b - n) / b for b, n in norms][frozen:]

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from rgft import __version__
 from rgft.bench_commands import bench, compare_maps, report
 from rgft.errors import EngagementError, InputError
-from rgft.launch import ended_elsewhere, leads, leave, lost_another, tells
+from rgft.launch import claim_last_word, ended_elsewhere, leads, leave, lost_another
 from rgft.methods import METHODS
 from rgft.storage import storage_problem
 
@@ -363,7 +363,7 @@ def out_of_memory(error: BaseException) -> bool:
 
 def fail(message: str, code: int) -> NoReturn:
     """One line to standard error, of one process if there are several, then exit."""
-    if tells(code):
+    if claim_last_word(code):
         print(f"rgft: {' '.join(message.split())}", file=sys.stderr, flush=True)
     raise SystemExit(code)
 
@@ -380,7 +380,7 @@ def fail_for(error: OSError | MemoryError | RuntimeError) -> NoReturn:
         fail(f"{error.filename or 'input/output'}: {error.strerror or error}", code)
     if out_of_memory(error):
         fail(f"out of memory: {error or 'there is no more'}; give a lower --batch-size", 1)
-    tells(1)
+    claim_last_word(1)
     raise error
 
 
@@ -405,7 +405,7 @@ def main() -> None:
     except (OSError, MemoryError, RuntimeError) as error:
         fail_for(error)
     except Exception:
-        tells(1)  # a traceback follows
+        claim_last_word(1)  # a traceback follows
         raise
 
 

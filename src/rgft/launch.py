@@ -154,8 +154,8 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def tells(code: int) -> bool:
-    """Whether this process is the one to say why the command ends: the first that asks.
+def claim_last_word(code: int) -> bool:
+    """Claim the right to say why the command ends; whether this process, as the first, has got it.
 
     Args:
         code: With which it will end, and the others then, too.

@@ -142,7 +142,7 @@ class Planning:
             total_steps=self._config.total_steps,
             generator=self._generator,
             trained=torch.tensor(plan.trained),
-            previous=self._seen,
+            previous_error=self._seen,
             costs=self.costs(gates),
             progress=None if self._spending is None else self._spending.stage_progress,
         )

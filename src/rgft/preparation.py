@@ -158,7 +158,7 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
         InputError: It does not, or something cannot be loaded.
     """
     method = find_method(spec.method)
-    config, adapter, size = method_config(spec, method)
+    config, adapter, value = method_config(spec, method)
     check_skipping(spec, method)
     check_alone(spec, method, adapter, launch)
     with waiting("loading the data"):
@@ -173,8 +173,8 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
         if spec.keep_layers is not None:
             keep_layers(model, spec.keep_layers)
         if adapter is not None:
-            assert size is not None
-            model = adapter.add(model, size)
+            assert value is not None
+            model = adapter.add(model, value)
             if adapter.allocates:
                 check_allocation(config, spec.budget)
     examples = {split: inputs.examples(task, split) for split in task.splits}
@@ -225,7 +225,9 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
             ledger,
             visits,
             _balance(spec, task, method, examples["train"]),
-            None if method.hardness is None else LossPercentiles(method.hardness, spec.seed),
+            None
+            if method.percentile_power is None
+            else LossPercentiles(method.percentile_power, spec.seed),
         ),
         prefix_cache=cache,
         spending=spending,
@@ -353,7 +355,7 @@ def _prefix_cache(  # noqa: PLR0913, PLR0917 - what it depends on
     """
     if spec.prefix_cache == OFF:
         return None
-    if method.hardness is not None:
+    if method.percentile_power is not None:
         if spec.prefix_cache is not None:
             raise InputError(
                 f"prefix_cache is {spec.prefix_cache!r}, but the method '{spec.method}' runs "
@@ -393,7 +395,7 @@ def check_skipping(spec: RunSpec, method: Method) -> None:
     """
     if method.skip and spec.budget is None:
         raise without_budget(f"the method '{spec.method}' leaves samples out, which")
-    if spec.skip and method.hardness is not None:
+    if spec.skip and method.percentile_power is not None:
         raise InputError(
             f"skip is {spec.skip}, but the method '{spec.method}' chooses samples itself, from "
             "whole batches; drop it"
@@ -407,7 +409,7 @@ def check_alone(spec: RunSpec, method: Method, adapter: Adapter | None, launch: 
         InputError: The method is one, and there are several processes.
     """
     allocates = adapter is not None and adapter.allocates
-    if launch.size > 1 and (allocates or method.hardness is not None):
+    if launch.size > 1 and (allocates or method.percentile_power is not None):
         what = "ranks" if allocates else "samples of a batch"
         raise InputError(
             f"the method '{spec.method}' chooses {what} by what one process sees; start rgft train "

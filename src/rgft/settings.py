@@ -15,20 +15,20 @@ from rgft.spec import RunSpec
 
 FROM_ELSEWHERE = ("granularity", "total_steps", "seed")  # options of their own, or filled in
 OPTIONAL = ("rate_end",)  # numbers that may be left out
-SIZES = tuple(dict.fromkeys(a.setting for a in ADAPTERS.values() if a.setting))
+ADDED = tuple(dict.fromkeys(a.setting for a in ADAPTERS.values() if a.setting))
 DEFAULTS = {f.name: f.default for f in fields(Config) if f.name not in FROM_ELSEWHERE}
 
 
 def method_config(spec: RunSpec, method: Method) -> tuple[Config, Adapter | None, int | None]:
-    """The method's settings with the user's; what it adds to the model, if it does, and its size.
+    """The method's settings with the user's; what it adds to the model, if it does, and how much.
 
     Raises:
         InputError: A setting is unknown, of the wrong type, out of range, or has no effect.
     """
     settings = dict(spec.settings)
     adapter = None if method.adapter is None else ADAPTERS[method.adapter]
-    size = None if adapter is None else adapter.size
-    for name in SIZES:
+    value = None if adapter is None else adapter.default
+    for name in ADDED:
         given = settings.pop(name, None)
         if given is None:
             continue
@@ -36,11 +36,11 @@ def method_config(spec: RunSpec, method: Method) -> tuple[Config, Adapter | None
             raise InputError(f"{name} has no effect on the method '{spec.method}'; drop it")
         if type(given) is not int or given < 1:
             raise InputError(f"{name} is {given!r}; allowed: a whole number >= 1")
-        size = given
+        value = given
     changed = typed(settings)
     if spec.granularity is not None:
         changed["granularity"] = spec.granularity
-    return replace(method.config, seed=spec.seed, **changed), adapter, size
+    return replace(method.config, seed=spec.seed, **changed), adapter, value
 
 
 def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in settings:
         if name not in DEFAULTS:
-            raise unknown("setting", name, [*DEFAULTS, *SIZES])
+            raise unknown("setting", name, [*DEFAULTS, *ADDED])
     return {name: _typed(name, value) for name, value in settings.items()}
 
 

@@ -27,16 +27,17 @@ class Adapter:
     """A way to add something to a model.
 
     Attributes:
-        add: Given a model and a size, freezes the model but for its new head, and adds modules.
-        setting: Name of the setting that is the size; None where there is no choice.
-        size: Where it is not given.
+        add: Given a model and the value of the setting, freezes the model but for its new head, and
+            adds modules.
+        setting: Name of the setting: a rank, or a reduction; None where there is no choice.
+        default: Its value where none is given.
         allocates: Whether ranks are pruned while it trains.
         save: Writes the trained model to a folder.
     """
 
     add: Callable[[nn.Module, int], nn.Module]
     setting: str | None = "lora_rank"
-    size: int = 8
+    default: int = 8
     allocates: bool = False
     save: Callable[[Any, Path], None] = save_merged
 
@@ -47,5 +48,5 @@ ADAPTERS: dict[str, Adapter] = {
     "dora": Adapter(add_dora),
     "adalora": Adapter(add_adalora, allocates=True),
     "ia3": Adapter(add_ia3, setting=None),
-    "bottleneck": Adapter(add_bottlenecks, setting="reduction", size=16, save=save_apart),
+    "bottleneck": Adapter(add_bottlenecks, setting="reduction", default=16, save=save_apart),
 }

@@ -56,10 +56,10 @@ class Enforcement:
         self._scale = {p: max(self._scales_of(p, lr_scale)) for p in self._parameters}
         self._slices.adopt(lr_scale)
 
-    def _possible(self) -> Iterator[tuple[bool, float]]:
-        """Of each component, whether it is frozen for now alone, and its multiplier."""
-        for never, scale in zip(self._never, self.plan.lr_scale, strict=True):
-            yield not never and scale == 0, scale
+    def _multipliers(self, trying: bool) -> list[float]:
+        """Those of the plan; while trying, 1 for each component that is frozen for now alone."""
+        planned = zip(self._never, self.plan.lr_scale, strict=True)
+        return [1.0 if trying and not never and m == 0 else m for never, m in planned]
 
     def apply(self, *, probing: bool, trying: bool = False) -> None:
         """Put the plan in force for the next forward pass.
@@ -70,7 +70,7 @@ class Enforcement:
         """
         if trying != self._trying:
             self._trying = trying
-            self._set_scales([1.0 if trying and p else s for p, s in self._possible()])
+            self._set_scales(self._multipliers(trying))
         probed = self._revivable if probing else frozenset()
         self._wanted = {p: m > 0 or p in probed for p, m in self._scale.items()}
         apply_freezing(self._scale, probed)

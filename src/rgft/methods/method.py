@@ -66,8 +66,8 @@ class Method:
         adapter: What is added to the model and trained in place of its own weights; a name in
             `rgft.adapters.ADAPTERS`.
         skip: Share of the well predicted samples that an epoch leaves out; needs a budget.
-        hardness: Exponent of the percentile by which samples are chosen for a backward pass; None
-            for all.
+        percentile_power: Exponent of the percentile of its loss, by which a sample is chosen for a
+            backward pass; None for all.
         surveyed: Where a run with a budget first surveys the model: its recipes after that.
     """
 
@@ -76,5 +76,5 @@ class Method:
     lr: float = 1e-4
     adapter: str | None = None
     skip: float = 0.0
-    hardness: float | None = None
+    percentile_power: float | None = None
     surveyed: Surveyed | None = None

@@ -58,7 +58,7 @@ PUBLISHED: dict[str, Method] = {
     "selective-backprop": Method(
         "backward for the hard third of each batch alone (Jiang et al. 2019)",
         Config(policy="uniform"),
-        hardness=2.0,
+        percentile_power=2.0,
     ),
     "infobatch": Method(
         "half of the samples below the mean loss skipped, unbiased (Qin et al. 2024)",

@@ -19,14 +19,15 @@ def autofreeze(situation: Situation) -> Tensor:
     """
     scale = torch.ones_like(situation.error)
     trained = situation.trained & ~situation.never
-    if situation.previous is None:
+    if situation.previous_error is None:
         return scale
     depth = situation.depth
     free = trained & ~situation.always
     changes: dict[float, float] = {}
     for level in sorted(set(depth[free].tolist())):
         at = free & (depth == level)
-        before, now = float(situation.previous[at].sum()), float(situation.error[at].sum())
+        before = float(situation.previous_error[at].sum())
+        now = float(situation.error[at].sum())
         changes[level] = abs(before - now) / before if before > 0 else 0.0
     scale[~trained] = 0.0
     if changes:

@@ -25,7 +25,8 @@ class Situation:
         total_steps: Optimizer steps of the whole run, where known.
         generator: Source of randomness; part of the checkpoint.
         trained: Components that the plan in force trains, bool `[K]`.
-        previous: The map as it stood at the decision before this one, `[K]`; None at the first.
+        previous_error: The map as it stood at the decision before this one, `[K]`; None at the
+            first.
         costs: Costs of a step by component, relative to a full one, where spending is counted.
         progress: Share of the budget that is spent (of its present stage, if it has stages), in
             [0, 1], where spending is counted.
@@ -39,7 +40,7 @@ class Situation:
     total_steps: int | None
     generator: torch.Generator
     trained: Tensor
-    previous: Tensor | None = None
+    previous_error: Tensor | None = None
     costs: ComponentCosts | None = None
     progress: float | None = None
 
