@@ -16,6 +16,7 @@ NUMBERS: dict[str, tuple[list[Any], list[Any]]] = {
     "beta": ([0, 0.0, 0.9, 0.999999], [1, 1.0, -0.1, 2, math.inf]),
     "alpha": ([0, 1, 1e6], [-1, -1e-9, math.inf]),
     "top": ([1, 0.5, 1e-6], [0, -0.5, 1.1, math.inf]),
+    "parameter_share": ([1, 0.03, 1e-6], [0, -0.5, 1.1, math.inf]),
     "floor": ([0, 1, 0.1], [-0.1, 1.1]),
     "rate": ([1, 0.5], [0, -1, 1.5]),
     "decay": ([1, 0.5], [0, -1, 1.5]),

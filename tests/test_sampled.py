@@ -81,7 +81,7 @@ def test_misa_fills_a_share_of_the_parameters() -> None:
     where = of_kinds("custom", *["custom"] * 5, "head", error=[9.0, 1.0, 0.0, 2.0, 1.0, 3.0, 0.0])
     parts = zip(where.components, sizes, strict=True)
     where = replace(where, components=tuple(replace(c, numel=n) for c, n in parts))
-    found = draws("misa", where, top=0.3, temperature=0.5)
+    found = draws("misa", where, parameter_share=0.3, temperature=0.5)
     assert all(6 in chosen and 0 not in chosen for chosen in found)
     for chosen in found:  # of the hundred below the head and above the input
         held = sum(sizes[i] for i in chosen if i != 6)
@@ -89,12 +89,12 @@ def test_misa_fills_a_share_of_the_parameters() -> None:
         assert held <= 30 < held + min(left)
     weight = [math.exp(e / 3.0 / 0.5) for e in (1.0, 0.0, 2.0, 1.0, 3.0)]
     # alone, with the third too large: which of the others is first says most of it
-    first = draws("misa", where, top=0.2, temperature=0.5)
+    first = draws("misa", where, parameter_share=0.2, temperature=0.5)
     with_last = sum(count for chosen, count in first.items() if 5 in chosen)
     others = [w for i, w in enumerate(weight) if i != 2]
     assert near(with_last, others[3] / sum(others))  # it fills the share by itself
-    with pytest.raises(InputError, match="less than the share of the smallest component"):
-        decide("misa", where, top=0.05)
+    with pytest.raises(InputError, match="less than that of the smallest component"):
+        decide("misa", where, parameter_share=0.05)
 
 
 @exact
@@ -150,3 +150,7 @@ def test_settings_of_draws() -> None:
             Config(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(InputError, match="active has no effect"):
         find_policy(Config(policy="misa", active=3))
+    with pytest.raises(InputError, match="top has no effect on the policy 'misa'"):
+        find_policy(Config(policy="misa", top=0.03))
+    with pytest.raises(InputError, match="parameter_share has no effect on the policy 'top'"):
+        find_policy(Config(policy="top", parameter_share=0.3))

@@ -28,8 +28,8 @@ class Config:
         bias_correction: Correct the map for its start at 0.
         policy: A name in `rgft.POLICIES`, or a `Policy`.
         alpha: Strength of the scaling policies, >= 0.
-        top: Share of components that selection policies train, in (0, 1]; under the policy "misa"
-            of parameter elements.
+        top: Share of components that selection policies train, in (0, 1].
+        parameter_share: Share of parameter elements that the policy "misa" trains, in (0, 1].
         active: Layers that train at a time, under policies that draw layers.
         temperature: Of the draws by importance, > 0; large values draw uniformly.
         drop: Probability with which the policy "drop-backward" drops a block, in [0, 1).
@@ -66,6 +66,7 @@ class Config:
     policy: str | Policy = "normalized-max"
     alpha: float = 1.0
     top: float = 0.5
+    parameter_share: float = 0.03
     active: int = 2
     temperature: float = 1.0
     drop: float = 0.5
@@ -108,6 +109,7 @@ RULES: dict[str, Rule] = {
     "policy": (lambda v: isinstance(v, (str, Policy)), "a name or a Policy"),
     "alpha": (lambda v: number(v) and 0 <= v < math.inf, "a finite number >= 0"),
     "top": SHARE,
+    "parameter_share": SHARE,
     "active": whole(1),
     "temperature": POSITIVE,
     "drop": (lambda v: number(v) and 0 <= v < 1, "in [0, 1)"),

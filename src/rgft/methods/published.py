@@ -30,7 +30,6 @@ PUBLISHED: dict[str, Method] = {
             granularity=r"^(.+)\.(?:weight|bias)$",
             signal="rms",
             policy="misa",
-            top=0.03,
             every=50,
             warmup=1,
             probe_every=0,

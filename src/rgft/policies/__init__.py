@@ -70,7 +70,7 @@ POLICIES: dict[str, NamedPolicy] = {
     "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False, freezes=True),
     "lisa": NamedPolicy(lisa, ("active",), uses_error=False, freezes=True),
     "grass": NamedPolicy(grass, ("active", "temperature"), freezes=True),
-    "misa": NamedPolicy(misa, ("top", "temperature"), freezes=True),
+    "misa": NamedPolicy(misa, ("parameter_share", "temperature"), freezes=True),
     "autofreeze": NamedPolicy(autofreeze, freezes=True),
     "drop-backward": NamedPolicy(drop_backward, ("drop",), uses_error=False, freezes=True),
     "suffix": NamedPolicy(suffix, ("top", "floor"), uses_error=False, changes=False, freezes=True),

@@ -39,7 +39,7 @@ def grass(situation: Situation, active: int, temperature: float) -> Tensor:
     return _with(situation, layers, order[:active])
 
 
-def misa(situation: Situation, top: float, temperature: float) -> Tensor:
+def misa(situation: Situation, parameter_share: float, temperature: float) -> Tensor:
     """MISA: components by the same probabilities, as many as fit into a share of the parameters.
 
     They are taken in the order in which they are drawn; one that does not fit is passed over. What
@@ -47,7 +47,7 @@ def misa(situation: Situation, top: float, temperature: float) -> Tensor:
 
     Args:
         situation: Where it is decided.
-        top: Most parameter elements that train, as a share of those that compete.
+        parameter_share: Most parameter elements that train, as a share of those that compete.
         temperature: T; large values draw uniformly.
 
     Raises:
@@ -56,7 +56,7 @@ def misa(situation: Situation, top: float, temperature: float) -> Tensor:
     free = ~(situation.always | situation.never) & (situation.depth > 0)
     competing = torch.nonzero(free).flatten()
     numel = torch.tensor([c.numel for c in situation.components])
-    room = top * float(numel[competing].sum())
+    room = parameter_share * float(numel[competing].sum())
     chosen = []
     for index in _drawn(situation, competing, temperature).tolist():
         if numel[index] <= room:
@@ -64,8 +64,8 @@ def misa(situation: Situation, top: float, temperature: float) -> Tensor:
             chosen.append(index)
     if len(competing) and not chosen:
         raise InputError(
-            f"top is {top}, less than the share of the smallest component; raise it, or take a "
-            "finer granularity"
+            f"parameter_share is {parameter_share}, less than that of the smallest component; "
+            "raise it, or take a finer granularity"
         )
     scale = situation.always.double()
     scale[chosen] = 1.0
