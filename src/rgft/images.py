@@ -96,7 +96,7 @@ class ImageInputs:
 
     def _check_scales(self, side: int) -> None:
         """Refuse a processor that goes its own way."""
-        shape = self._pixels([Image.new("RGB", (2 * side + 2, 2 * side + 1))]).shape[1:]
+        shape = self._pixels([Image.new("RGB", (side + 2, side + 1))]).shape[1:]
         if side not in shape[1:]:
             raise InputError(
                 f"image_size is {side}, but the image processor of '{self._model}' makes images of "
