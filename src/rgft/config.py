@@ -66,7 +66,7 @@ class Config:
     policy: str | Policy = "normalized-max"
     alpha: float = 1.0
     top: float = 0.5
-    parameter_share: float = 0.03
+    parameter_share: float = 0.5
     active: int = 2
     temperature: float = 1.0
     drop: float = 0.5

@@ -30,6 +30,7 @@ PUBLISHED: dict[str, Method] = {
             granularity=r"^(.+)\.(?:weight|bias)$",
             signal="rms",
             policy="misa",
+            parameter_share=0.03,
             every=50,
             warmup=1,
             probe_every=0,
