@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.markup import escape
@@ -355,20 +355,15 @@ def _prefix_cache(  # noqa: PLR0913, PLR0917 - what it depends on
     """
     if spec.prefix_cache == OFF:
         return None
+    why, config_of = "", getattr(model, "config", None)
     if method.percentile_power is not None:
-        if spec.prefix_cache is not None:
-            raise InputError(
-                f"prefix_cache is {spec.prefix_cache!r}, but the method '{spec.method}' runs "
-                "batches whole to choose from them; drop it"
-            )
-        return None
-    config_of: Any = getattr(model, "config", None)
-    if getattr(config_of, "is_encoder_decoder", False):
-        if spec.prefix_cache is not None:
-            raise InputError(
-                f"prefix_cache is {spec.prefix_cache!r}, but '{spec.model}' has an encoder and a "
-                "decoder, and what goes from one to the other is not kept; drop it"
-            )
+        why = f"the method '{spec.method}' runs batches whole to choose from them"
+    elif getattr(config_of, "is_encoder_decoder", False):
+        why = f"'{spec.model}' has an encoder and a decoder, and what goes from one to the other is"
+        why += " not kept"
+    if why and spec.prefix_cache is not None:
+        raise InputError(f"prefix_cache is {spec.prefix_cache!r}, but {why}; drop it")
+    if why:
         return None
     fixed = config.frozen_below > 1
     if spec.prefix_cache is not None:

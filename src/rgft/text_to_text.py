@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgft.batches import CHUNK, SAMPLE_IDS, Example
+from rgft.batches import CHUNK, Example
 from rgft.errors import InputError
 from rgft.models import Architecture, load_tokenizer, load_writer
 from rgft.progress import bar
+from rgft.residuals import SAMPLE_IDS
 from rgft.sample_losses import IGNORED
 from rgft.tasks.prompts import check_prompt, ending, render
 from rgft.tasks.task import TaskData
