@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -21,6 +20,12 @@ from torch.serialization import _get_layout
 
 from rgft.errors import InputError
 
+
+def _forgotten(*parts: str) -> None:
+    """In place of a path, which no one asks for."""
+    del parts
+
+
 ADMITTED = {
     (kind.__module__, kind.__qualname__): kind
     for kind in (
@@ -29,9 +34,8 @@ ADMITTED = {
     )
 } | {
     ("torch", "Size"): torch.Size,
-    # where it was saved, which no one asks for; of whatever system and Python
-    **{
-        (module, name): PurePath
+    **{  # where it was saved, of whatever system and Python
+        (module, name): _forgotten
         for module in ("pathlib", "pathlib._local")
         for name in ("PosixPath", "WindowsPath")
     },
