@@ -23,12 +23,14 @@ def main(*, sharded: bool) -> None:
     """Train on a made-up task."""
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     rank, size = dist.get_rank(), dist.get_world_size()
+    device = torch.device("cpu")
     if torch.cuda.is_available():
-        torch.cuda.set_device(rank % torch.cuda.device_count())
+        device = torch.device("cuda", rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     torch.manual_seed(0)
     hidden = [nn.Sequential(nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 32)) for _ in range(4)]
-    model = nn.Sequential(*hidden, nn.Linear(32, 1))
-    inputs = torch.randn(ROWS, 32)
+    model = nn.Sequential(*hidden, nn.Linear(32, 1)).to(device)
+    inputs = torch.randn(ROWS, 32).to(device)
     targets = inputs[:, :4].prod(1, keepdim=True)
 
     wrapped: nn.Module

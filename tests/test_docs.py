@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import json
 import os
 import re
@@ -192,10 +193,35 @@ def test_page_of_the_language_model_is_what_the_records_say(
     assert shown == table.page(llm.read(ROOT / "benchmarks" / "records" / "llm.jsonl"))
 
 
-def test_every_public_name_is_in_the_api_page() -> None:
+def api() -> set[str]:
+    """What the page of the API shows, or names."""
     text = (DOCS / "api.md").read_text(encoding="utf-8")
-    public = {name for name in vars(rgft) if name[0].isupper() or name == "partition"}
-    assert {name for name in public if f"rgft.{name}" not in text} == set()
+    return {*re.findall(r"^::: (\S+)$", text, re.M), *re.findall(r"`(rgft\.\w+)`", text)}
+
+
+def test_every_public_name_is_in_the_api_page() -> None:
+    public = {n for n, v in vars(rgft).items() if n[0] != "_" and not inspect.ismodule(v)}
+    assert len([name for name in public if name.islower()]) > 3  # functions, too
+    assert {name for name in public if f"rgft.{name}" not in api()} == set()
+
+
+def test_every_signal_and_policy_is_in_the_api_page() -> None:
+    """By itself, or with the module that it is in."""
+    signals = {signal.score for signal in rgft.SIGNALS.values()}
+    policies = {policy.rule for policy in rgft.POLICIES.values()}
+    assert len(signals) == len(rgft.SIGNALS)
+    named = {f"{f.__module__}.{f.__name__}": f.__module__ for f in signals | policies}
+    assert {name for name, module in named.items() if not {name, module} & api()} == set()
+
+
+def test_what_the_pages_import_is_in_the_api_page() -> None:
+    """From modules of ours that callbacks and checkpoints come from."""
+    pages = [README, *DOCS.rglob("*.md")]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    imported = re.findall(r"^from (rgft\.(?:integrations|adapters)\.\w+) import (.+)$", text, re.M)
+    names = {f"{module}.{name}" for module, listed in imported for name in listed.split(", ")}
+    assert len(names) > 3
+    assert names - api() == set()
 
 
 def test_readme_says_what_every_module_is() -> None:

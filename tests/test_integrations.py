@@ -4,15 +4,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import lightning
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from torch import Tensor
 
-from loops import CONFIG, LOOPS, Outcome, hugging_face, lightning_loop, optimizer_of, plain
+from loops import (
+    CONFIG,
+    LOOPS,
+    STEPS,
+    Module,
+    Outcome,
+    hugging_face,
+    lightning_loop,
+    loader,
+    optimizer_of,
+    plain,
+    rows,
+)
 from rgft import Config, Guide, InputError
 from rgft.integrations.lightning import RGFTCallback as LightningCallback
-from tiny import bert, bert_with_lora, same_state
+from tiny import bert, bert_with_lora, hooks, same_state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The '.*_dataloader' does not have many workers"),
@@ -118,3 +132,33 @@ def test_accelerate_refuses_a_state_with_other_parts(written: bool, tmp_path: Pa
         accelerator.register_for_checkpointing(guide)
     with pytest.raises(RuntimeError, match="custom checkpoints"):
         accelerator.load_state(str(tmp_path / "state"))
+
+
+class Interrupted(Module):
+    """Fails once a part of the network is frozen."""
+
+    def training_step(self, batch: dict[str, Tensor], index: int) -> Tensor:
+        if not all(p.requires_grad for p in self.network.parameters()):
+            raise FloatingPointError("enough")
+        return super().training_step(batch, index)
+
+
+def test_lightning_leaves_the_network_as_it_was_when_training_fails() -> None:
+    module = Interrupted(bert())
+    before = hooks(module)
+    callback = LightningCallback(CONFIG, budget=1.0)
+    trainer = lightning.Trainer(
+        accelerator="cpu",
+        max_steps=STEPS,
+        callbacks=[callback],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.raises(FloatingPointError, match="enough"):
+        trainer.fit(module, loader(rows()))
+    assert callback.guide is not None and not all(callback.guide.plan.trained)
+    assert all(p.requires_grad for p in module.network.parameters())
+    assert hooks(module) == before
+    assert not callback.guide.optimizer._optimizer_step_pre_hooks

@@ -24,7 +24,7 @@ from rgft.execution.stored_samples import Storage
 from rgft.integrations.lightning import RGFTCallback as LightningCallback
 from rgft.integrations.loss_watch import residual_kind
 from rgft.integrations.transformers import RGFTCallback
-from tiny import bert, bert_with_lora, tokens
+from tiny import bert, bert_with_lora, hooks, tokens
 from workers import launch
 
 pytestmark = [
@@ -217,8 +217,12 @@ def test_data_without_numbers_is_refused_at_the_start(
     name: str, data: Any, message: str, tmp_path: Path
 ) -> None:
     loop, callback = LOOPS[name]
+    model = bert()
+    before = hooks(model)
+    asked = callback(CONFIG, budget=0.5, prefix_cache=Storage(), residuals=tmp_path / "r.parquet")
     with pytest.raises(InputError, match=message):
-        loop(tmp_path, callback(CONFIG, residuals=tmp_path / "r.parquet"), data=data)
+        loop(tmp_path, asked, data=data, make=lambda: model)
+    assert hooks(model) == before
 
 
 def test_a_trainer_that_would_keep_it_from_the_ids_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from rgft import Budget, Config, FlopMeter, Guide, Spending
 from rgft.errors import EngagementError, InputError
+from rgft.processes import Processes
 from tiny import Batch, bert, bert_loss, tokens
 from workers import launch
 
@@ -305,6 +306,37 @@ def budgeted(kind: str) -> dict[str, Any]:
             break
     guide.close()
     return {"plans": plans, "spent": spending.spent, "progress": spending.progress}
+
+
+def counted() -> list[tuple[int, int, int]]:
+    """Counts after what all do alike, before and after they share, and after a batch of each."""
+    model = nn.Linear(4, 2)
+    meter, batch = FlopMeter(model), torch.ones(3, 4)
+    model(batch)
+    found = [meter.totals]
+    meter.join(Processes())
+    meter.join(Processes())  # a guide that finds the processes by itself
+    meter.settle()
+    found.append(meter.totals)
+    with meter.probing(alike=True):
+        model(batch)
+    meter.settle()
+    found.append(meter.totals)
+    model(batch)
+    found.append(meter.totals)
+    meter.settle()
+    found.append(meter.totals)
+    meter.load(found[2])
+    meter.settle()
+    return [tuple(counts) for counts in (*found, meter.totals)]
+
+
+def test_a_meter_counts_once_what_all_do_alike(tmp_path: Path) -> None:
+    step = 2 * 3 * 4 * 2 * 2  # forward and weight gradients; inputs need none
+    for before, shared, probed, unsettled, settled, loaded in launch(2, counted, tmp_path):
+        assert before == shared == (step, step, 1)
+        assert probed == unsettled == loaded == (2 * step, step, 1)
+        assert settled == (4 * step, 3 * step, 3)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp2"])

@@ -125,6 +125,13 @@ def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
     }
 
 
+def hooks(model: nn.Module) -> int:
+    """How many are called at a forward pass, and how many calls are gone around."""
+    parts = list(model.modules())
+    counts = [len(m._forward_pre_hooks) + len(m._forward_hooks) for m in parts]
+    return sum(counts) + sum(m._compiled_call_impl is not None for m in parts)
+
+
 def same_state(left: object, right: object) -> bool:
     """Whether two nested states are equal bit for bit."""
     if isinstance(left, Tensor):

@@ -31,7 +31,8 @@ def outcome(
             recorder.totals["evaluate"] += measured[f"{split}_runtime"]
             results[split] = strip(measured, f"{split}_")
     spending = prepared.spending
-    full = recorder.full if spending is None else round(spending.full)
+    spent, counted, _ = recorder.meter.totals
+    full = counted if spending is None else round(spending.full)
     parameters = list(prepared.model.parameters())
     components = recorder.components()
     return {
@@ -39,7 +40,7 @@ def outcome(
         "metrics": results,
         "history": recorder.history,
         "train_loss": recorder.train_loss,
-        "flops": {"spent": recorder.spent, "full": full, "share": recorder.spent / full},
+        "flops": {"spent": spent, "full": full, "share": spent / full},
         "seconds": {
             **{key: recorder.totals[key] for key in TIMES},
             "prepare": prepared.seconds,

@@ -34,7 +34,7 @@ from rgft.errors import InputError
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
 from rgft.inputs import Inputs, load_inputs
-from rgft.launch import Launch, leads
+from rgft.launch import Launch
 from rgft.loss_percentiles import LossPercentiles
 from rgft.methods import Method, Recipe, find_method
 from rgft.opening import frozen_share
@@ -113,11 +113,8 @@ class Prepared:
         meter, device = self.meter, next(self.model.parameters()).device
         for example in self.examples["train"][:count]:
             batch = {k: v.to(device) for k, v in self.inputs.collate([example]).items()}
-            before = meter.spent
-            with meter.probing():
+            with meter.probing(alike=True):
                 loss = self.model(**batch).loss
-            if not leads():
-                meter.spent = before  # all processes do the same, which counts once
             yield loss
 
 

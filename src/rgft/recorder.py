@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from rgft.costs import FlopMeter
+from rgft.costs import Counts, FlopMeter
 from rgft.errors import InputError
 from rgft.integrations.transformers import RGFTCallback
 from rgft.processes import Processes
@@ -48,8 +48,6 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         processes: Those that train together; what is noted is that of all.
 
     Attributes:
-        spent: FLOPs so far.
-        full: FLOPs that full fine-tuning would have spent on the same batches.
         totals: Sums over the whole run, over interruptions too.
         history: Validation metrics over steps.
         train_loss: Logged training losses over steps.
@@ -63,7 +61,8 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         processes: Processes | None = None,
     ) -> None:
         self.meter, self._processes = meter, processes
-        self.spent = self.full = 0
+        if processes is not None:
+            meter.join(processes)
         self._ledger = ledger
         self._guidance = guidance
         self.totals: Totals = {
@@ -93,10 +92,9 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
             self.totals, self.history = attributes["totals"], attributes["history"]
             self.train_loss = attributes["train_loss"]
             self._loss, self._losses = attributes["loss"]
-            self.meter.spent, self.meter.full = attributes["spent"], attributes["full"]
-        if self._processes is not None and self._processes.rank:
-            self.meter.spent = self.meter.full = 0  # what all did alike so far counts once
-        self._count()
+            batches = self.meter.totals.batches  # a budget has loaded them
+            self.meter.load(Counts(attributes["spent"], attributes["full"], batches))
+        self._settle()
         state.stateful_callbacks[name] = self.state()
 
     def on_step_begin(
@@ -121,7 +119,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Stop the clock."""
         del args, state, control, kwargs
         assert self._guidance.guide is not None
-        self._count()
+        self._settle()
         self.totals["train"] += time.perf_counter() - self._started
         self.totals["processor"] += time.process_time() - self._processor
         self.totals["overhead"] += self._guidance.guide.seconds - self._guided
@@ -141,7 +139,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         loss, rate = self._mean_loss(state.global_step), float(logs["learning_rate"])
         self._loss, self._losses = 0.0, 0
         self.train_loss.append(
-            {"step": state.global_step, "loss": loss, "lr": rate, "flops": self.spent}
+            {"step": state.global_step, "loss": loss, "lr": rate, "flops": self.meter.totals.spent}
         )
 
     def on_train_end(
@@ -165,7 +163,7 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
             {
                 "step": state.global_step,
                 "epoch": int(self._ledger.visits.sum()) / len(self._ledger),
-                "flops": self.spent,
+                "flops": self.meter.totals.spent,
                 "seconds": self.totals["train"],
                 "validation": strip(kwargs["metrics"], "eval_"),
             }
@@ -187,11 +185,10 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
         if idle:
             self.meter.spent, self.meter.full, self.meter.batches = before
 
-    def _count(self) -> None:
-        """Sum up the FLOPs of all processes, in all of them."""
-        self.spent, self.full = self.meter.spent, self.meter.full
-        if self._processes is not None:
-            self.spent, self.full = self._processes.totals([self.spent, self.full])
+    def _settle(self) -> None:
+        """Sum up the FLOPs of all processes, where a budget does not do so at each step."""
+        if self._guidance.spending is None:
+            self.meter.settle()
 
     def components(self) -> list[dict[str, Any]]:
         """The adapted components with their adaptable parameter elements."""
@@ -220,8 +217,8 @@ class RunRecorder(TrainerCallback, ExportableState):  # type: ignore[misc]
             "history": self.history,
             "train_loss": self.train_loss,
             "loss": [float(self._loss), self._losses],
-            "spent": self.spent,
-            "full": self.full,
+            "spent": self.meter.totals.spent,
+            "full": self.meter.totals.full,
         }
         return {"args": {}, "attributes": attributes}
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rgft.costs import FlopMeter
+from rgft.costs import Counts, FlopMeter
 from rgft.errors import InputError
 from rgft.processes import Processes
 from rgft.stages import STAGES, Stage, Yardstick, best_stage, worth_going_on
@@ -122,7 +122,6 @@ class Spending:
         self._started = clock()
         self._before = self._last = 0.0
         self._processes: Processes | None = None
-        self._shared = (0, 0, 0)  # spent, full and batches of all processes
         self._elapsed = 0.0  # on the clock of the first of them
 
     @property
@@ -131,27 +130,20 @@ class Spending:
         if self._full is not None:
             return float(self._full)
         assert self._batches is not None
-        _, full, batches = self._counts
+        totals = self.meter.totals
         processes = 1 if self._processes is None else self._processes.size
-        return full / max(batches, 1) * self._batches * processes
+        return totals.full / max(totals.batches, 1) * self._batches * processes
 
     @property
     def spent(self) -> float:
         """FLOPs, or seconds, so far."""
         if self.budget.seconds is not None:
             return self._elapsed if self._processes else self._seconds
-        return float(self._counts[0])
+        return float(self.meter.totals.spent)
 
     @property
     def _seconds(self) -> float:
         return self.seconds + self._clock() - self._started
-
-    @property
-    def _counts(self) -> tuple[int, int, int]:
-        """What was spent, what full fine-tuning would have spent, and batches, of all processes."""
-        if self._processes is not None:
-            return self._shared
-        return self.meter.spent, self.meter.full, self.meter.batches
 
     @property
     def limit(self) -> float:
@@ -235,22 +227,15 @@ class Spending:
     def share(self, processes: Processes) -> None:
         """The budget is one of several processes; what all did alike so far counts once."""
         self._processes = processes
-        self._count_once()
+        self.meter.join(processes)
         self.settle()
 
     def settle(self) -> None:
         """Sum up what the processes have spent, so that all go by the same, and by one clock."""
-        if self._processes is None:
-            return
-        meter = self.meter
-        spent, full, batches = self._processes.totals([meter.spent, meter.full, meter.batches])
-        self._shared = spent, full, batches
-        seconds = torch.tensor(self._seconds, dtype=torch.float64)
-        self._elapsed = float(self._processes.of_first(seconds))
-
-    def _count_once(self) -> None:
-        if self._processes is not None and self._processes.rank:
-            self.meter.spent = self.meter.full = self.meter.batches = 0
+        self.meter.settle()
+        if self._processes is not None:
+            seconds = torch.tensor(self._seconds, dtype=torch.float64)
+            self._elapsed = float(self._processes.of_first(seconds))
 
     def paced(self, schedule: Callable[[int], float], steps: int) -> Callable[[int], float]:
         """A schedule over `steps` steps as one over the budget, whatever step it is asked for.
@@ -265,11 +250,8 @@ class Spending:
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""
-        spent, full, batches = self._counts
         return {
-            "spent": spent,
-            "full": full,
-            "batches": batches,
+            **self.meter.totals._asdict(),
             "seconds": self._seconds,
             "last": [self._before, self._last],
             "stages": [[stage.share, stage.validation] for stage in self.stages],
@@ -278,11 +260,9 @@ class Spending:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state_dict` was taken."""
-        self.meter.spent, self.meter.full = int(state["spent"]), int(state["full"])
-        self.meter.batches = int(state["batches"])
+        self.meter.load(Counts(*(int(state[name]) for name in Counts._fields)))
         self.seconds, self._started = float(state["seconds"]), self._clock()
         self._before, self._last = (float(x) for x in state["last"])
         self.stages = [Stage(*map(float, stage)) for stage in state["stages"]]
         self._open, self._began, self._over = state["stage"]
-        self._count_once()
         self.settle()

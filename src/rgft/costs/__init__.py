@@ -12,6 +12,7 @@ from rgft.costs.conditions import Condition as Condition
 from rgft.costs.graph import Graph as Graph
 from rgft.costs.graph import StepCost as StepCost
 from rgft.costs.latest import LatestCosts as LatestCosts
+from rgft.costs.meter import Counts as Counts
 from rgft.costs.meter import FlopMeter as FlopMeter
 from rgft.costs.model import Action as Action
 from rgft.costs.model import CostModel as CostModel

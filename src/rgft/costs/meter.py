@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from rgft.costs.graph import Graph
 from rgft.costs.model import Action, CostModel
+from rgft.processes import Processes
 from rgft.structure.layers import without_replicas
+
+
+class Counts(NamedTuple):
+    """FLOPs so far, those of full fine-tuning on the same batches, and how many these are."""
+
+    spent: int
+    full: int
+    batches: int
 
 
 class FlopMeter:
@@ -26,7 +35,7 @@ class FlopMeter:
             With LoRA: the model before the pairs were added.
 
     Attributes:
-        spent: FLOPs so far.
+        spent: FLOPs so far, of this process (see `totals`).
         full: FLOPs that full fine-tuning would have spent on the same batches.
         batches: How many those are.
         model: The model that trains.
@@ -47,7 +56,9 @@ class FlopMeter:
         self.graph: Graph | None = None
         self.detached: frozenset[str] = frozenset()
         self.skipped: Callable[[], Collection[str]] = tuple
-        self._probing = self._charging = False
+        self._probing = self._charging = self._alike = False
+        self._processes: Processes | None = None
+        self._settled = Counts(0, 0, 0)
         self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     @property
@@ -55,14 +66,42 @@ class FlopMeter:
         """Spent as a share of full fine-tuning; 0 before the first step."""
         return self.spent / self.full if self.full else 0.0
 
+    @property
+    def totals(self) -> Counts:
+        """What all processes that train together have counted, as of the last `settle`."""
+        own = Counts(self.spent, self.full, self.batches)
+        return own if self._processes is None else self._settled
+
+    def join(self, processes: Processes) -> None:
+        """Others train along from now on. What all did alike so far counts once."""
+        if self._processes is None:
+            self._processes = processes
+            self.load(Counts(self.spent, self.full, self.batches))
+
+    def load(self, totals: Counts) -> None:
+        """Go on from the counts of all processes, the same in each."""
+        first = self._processes is None or self._processes.rank == 0
+        self.spent, self.full, self.batches = totals if first else (0, 0, 0)
+        self._settled = totals
+
+    def settle(self) -> None:
+        """Sum up what the processes have counted. Each of them has to."""
+        if self._processes is not None:
+            own = self.spent, self.full, self.batches
+            self._settled = Counts(*self._processes.totals(own))
+
     @contextmanager
-    def probing(self) -> Iterator[None]:
-        """Forward passes in this block are spent, but full fine-tuning would not run them."""
-        self._probing = True
+    def probing(self, *, alike: bool = False) -> Iterator[None]:
+        """Forward passes in this block are spent, but full fine-tuning would not run them.
+
+        Args:
+            alike: Whether all processes run the same, which counts once.
+        """
+        self._probing, self._alike = True, alike
         try:
             yield
         finally:
-            self._probing = False
+            self._probing = self._alike = False
 
     @contextmanager
     def previewing(self) -> Iterator[None]:
@@ -102,6 +141,8 @@ class FlopMeter:
     def _count(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         learning = model.training and torch.is_grad_enabled()
         if not (learning or self._charging):
+            return
+        if self._alike and self._processes is not None and self._processes.rank:
             return
         trained = (n for n, p in model.named_parameters() if p.requires_grad and learning)
         action = Action(frozenset(trained), self.detached, frozenset(self.skipped()))

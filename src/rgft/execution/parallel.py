@@ -72,7 +72,8 @@ def check_wrapper(wrapper: DistributedDataParallel, *, freezes: bool) -> None:
     if freezes and not wrapper.find_unused_parameters:
         raise InputError(
             "DistributedDataParallel waits for the gradients of frozen parameters; build it with "
-            "find_unused_parameters=True (Trainer: ddp_find_unused_parameters=True)"
+            "find_unused_parameters=True (Trainer: ddp_find_unused_parameters=True; Lightning: "
+            "strategy='ddp_find_unused_parameters_true')"
         )
 
 
@@ -81,13 +82,14 @@ def when_wrapped(
 ) -> RemovableHandle:
     """Call `found` with the wrapper around `model` before its first forward pass in training.
 
-    Trainers give callbacks the model without its wrapper.
+    Trainers give callbacks the model without its wrapper; that of Lightning is around the
+    LightningModule, which holds the model.
     """
 
     def look(module: nn.Module, args: Any) -> None:
         del args
         wrapper = DistributedDataParallel._get_active_ddp_module()  # type: ignore[no-untyped-call]
-        if wrapper is not None and wrapper.module is module:
+        if wrapper is not None and any(part is module for part in wrapper.modules()):
             handle.remove()
             found(wrapper)
 

@@ -6,26 +6,27 @@ trainer = lightning.Trainer(..., callbacks=[RGFTCallback(rgft.Config())])
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from rgft.config import Config
 from rgft.costs import FlopMeter
-from rgft.errors import InputError
+from rgft.errors import EngagementError, InputError
+from rgft.execution.parallel import many, refuse_engines
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
-from rgft.integrations.counted_cache import counted_cache
-from rgft.integrations.foreign_checkpoint import begin_anew
-from rgft.integrations.loss_watch import LossWatch
+from rgft.integrations.guidance import Guidance, Wishes
 from rgft.integrations.pacing import pace
 from rgft.residuals import Ledger
 from rgft.scoring import Probe
-from rgft.spending import Spending, parse_budget
+from rgft.spending import Budget, Spending, parse_budget
 
 
 class RGFTCallback(lightning.Callback):  # type: ignore[misc]
@@ -67,12 +68,11 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
         self.guide: Guide | None = None
         self.spending: Spending | None = None
         self.cache: PrefixCache | None = None
-        self._probe, self._storage, self._network = probe, prefix_cache, network
-        self._budget = None if budget is None else parse_budget(str(budget))
-        self._saved: Mapping[str, Any] = {}
         self.ledger: Ledger | None = None
-        self._residuals = residuals
-        self._watch: LossWatch | None = None
+        self._wishes, self._network = Wishes(probe, prefix_cache, residuals), network
+        self._budget = None if budget is None else parse_budget(str(budget))
+        self._guidance: Guidance | None = None
+        self._saved: Mapping[str, Any] = {}
         if self._budget is not None and self._budget.auto:
             raise InputError(
                 "budget='auto' decides between evaluations, which Lightning does not let a "
@@ -92,63 +92,47 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
         network = _network(pl_module, self._network)
         steps = int(trainer.estimated_stepping_batches)
         if self._budget is not None:
-            batches = steps * trainer.accumulate_grad_batches
-            self.spending = Spending(FlopMeter(network), self._budget, batches=batches)
-            for scheduler in trainer.lr_scheduler_configs:
-                if scheduler.interval != "step":
-                    raise InputError(
-                        f"the scheduler's interval is {scheduler.interval!r}, which a budget "
-                        "cannot pace; return {'scheduler': ..., 'interval': 'step'}"
-                    )
-                pace(scheduler.scheduler, self.spending, steps)
+            self._count(trainer, network, self._budget, steps)
         config = replace(self.config, total_steps=self.config.total_steps or steps)
-        optimizer = trainer.optimizers[0]
-        self.guide = Guide(network, optimizer, config, probe=self._probe, spending=self.spending)
-        if self._storage is not None:
-            meter = None if self.spending is None else self.spending.meter
-            self.cache = counted_cache(network, self._storage, meter)
-        if self._residuals is not None:
-            dataset = getattr(trainer.train_dataloader, "dataset", None)
-            self._watch = LossWatch(network, dataset, self._residuals)
-            self._watch.beside(self.cache)
-            self.ledger = self._watch.ledger
-        self._resume(trainer)
-
-    def _resume(self, trainer: lightning.Trainer) -> None:
-        """Take over what `load_state_dict` was given."""
+        dataset = getattr(trainer.train_dataloader, "dataset", None)
+        self._guidance = guidance = Guidance(
+            network, trainer.optimizers[0], config, self._wishes, self.spending, dataset
+        )
+        self.guide, self.cache, self.ledger = guidance.guide, guidance.cache, guidance.ledger
         saved, self._saved = self._saved, {}
-        if self._watch is not None and trainer.global_step:
-            self._watch.resume(saved.get("residuals"), trainer.global_step)
-        if trainer.global_step and not saved:
-            begin_anew(self.spending, trainer.global_step)
-        if not saved:
-            return
-        assert self.guide is not None
-        self.guide.load_state_dict(saved["guide"])
+        if saved or trainer.global_step:
+            guidance.resume(saved, trainer.global_step)
         if self.spending is not None:
-            if "spending" not in saved:
-                begin_anew(self.spending, trainer.global_step)
-            self.spending.load_state_dict(saved["spending"])
-            trainer.should_stop = self.spending.finished
-        if self.cache is not None and "prefix_cache" in saved:
-            self.cache.load_state_dict(saved["prefix_cache"])
+            trainer.should_stop = trainer.should_stop or self.spending.finished
+
+    def _count(
+        self, trainer: lightning.Trainer, network: nn.Module, budget: Budget, steps: int
+    ) -> None:
+        """Count what is spent of the budget, and let the schedule follow it."""
+        batches = steps * trainer.accumulate_grad_batches
+        self.spending = Spending(FlopMeter(network), budget, batches=batches)
+        for scheduler in trainer.lr_scheduler_configs:
+            if scheduler.interval != "step":
+                raise InputError(
+                    f"the scheduler's interval is {scheduler.interval!r}, which a budget "
+                    "cannot pace; return {'scheduler': ..., 'interval': 'step'}"
+                )
+            pace(scheduler.scheduler, self.spending, steps)
 
     def on_train_batch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
         """Let the cache follow the plan in force."""
         del trainer, args
-        if self.cache is not None and self.guide is not None:
-            self.cache.paused = self.guide.probing
-            self.cache.follow(self.guide.lowest)
+        assert self._guidance is not None
+        self._guidance.follow()
 
-    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
-        """Note what a step has cost; stop when the budget is spent.
+    def on_before_optimizer_step(self, trainer: lightning.Trainer, *args: Any) -> None:
+        """Note what the step costs, before anyone asks: the guide, and then the scheduler.
 
         Raises:
             InputError: The network that the budget counts was not called.
         """
-        if self._watch is not None:
-            self._watch.check_seen()
-        if self.spending is None or trainer.fit_loop._should_accumulate():
+        del trainer, args
+        if self.spending is None:
             return
         if not self.spending.meter.batches:
             raise InputError(
@@ -156,50 +140,43 @@ class RGFTCallback(lightning.Callback):  # type: ignore[misc]
                 "it calls: RGFTCallback(..., network='...')"
             )
         self.spending.step()
-        trainer.should_stop = trainer.should_stop or self.spending.finished
+
+    def on_train_batch_end(self, trainer: lightning.Trainer, *args: Any) -> None:
+        """Stop when the budget is spent."""
+        del args
+        assert self._guidance is not None
+        if self._guidance.watch is not None:
+            self._guidance.watch.check_seen()
+        if self.spending is not None and not trainer.fit_loop._should_accumulate():
+            trainer.should_stop = trainer.should_stop or self.spending.finished
 
     def on_train_end(self, trainer: lightning.Trainer, *args: Any) -> None:
         """Let go of the optimizer. The error map stays readable."""
         del trainer, args
         self._let_go()
-        if self._watch is not None:
-            self._watch.write()
+        if self._guidance is not None and self._guidance.watch is not None:
+            self._guidance.watch.write()
 
     def on_exception(self, trainer: lightning.Trainer, *args: Any) -> None:
         """Leave the network as it was."""
         del trainer, args
-        if self.cache is not None:
-            self.cache.close()
-        if self._watch is not None:
-            self._watch.close()
+        with suppress(EngagementError):  # what ended the training is said already
+            self._let_go()
 
     def state_dict(self) -> dict[str, Any]:
         """What Lightning writes to its checkpoints."""
-        state: dict[str, Any] = {}
-        if self.guide is not None:
-            state["guide"] = self.guide.state_dict()
-        if self.spending is not None:
-            state["spending"] = self.spending.state_dict()
-        if self.cache is not None:
-            state["prefix_cache"] = self.cache.state_dict()
-        if self.ledger is not None:
-            state["residuals"] = self.ledger.state_dict()
-        return state
+        return {} if self._guidance is None else dict(self._guidance.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep the state until there is an optimizer to bind to."""
         self._saved = state_dict
 
     def _let_go(self) -> None:
-        """End the cache, the guide, the counting and the watch, as far as there are any."""
-        if self._watch is not None:
-            self._watch.close()
-        if self.cache is not None:
-            self.cache.close()
-        if self.guide is not None:
-            self.guide.close()
+        """End the guide, what goes with it, and the counting, as far as there are any."""
         if self.spending is not None:
             self.spending.meter.close()
+        if self._guidance is not None:
+            self._guidance.close()
 
 
 def _check(trainer: lightning.Trainer, module: lightning.LightningModule) -> None:
@@ -213,6 +190,12 @@ def _check(trainer: lightning.Trainer, module: lightning.LightningModule) -> Non
         raise InputError(
             "automatic_optimization is False: call rgft.Guide(network, optimizer) in your own "
             "loop, without this callback"
+        )
+    refuse_engines(trainer.model, trainer.optimizers[0])
+    if many() and not isinstance(trainer.model, DistributedDataParallel):
+        raise InputError(
+            f"the strategy is {type(trainer.strategy).__name__}; allowed in several processes: "
+            "DDP, strategy='ddp_find_unused_parameters_true'"
         )
 
 

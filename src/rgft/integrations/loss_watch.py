@@ -32,6 +32,7 @@ class LossWatch:
         model: Called with `labels`, and returns `logits`, as models of transformers do.
         dataset: The training data.
         path: Where the ledger is to be written.
+        cache: A prefix cache, which takes the ids before any hook sees them, and is asked.
 
     Attributes:
         ledger: What is known of the samples.
@@ -40,7 +41,9 @@ class LossWatch:
         InputError: The samples have no numbers, or there is nothing to write tables with.
     """
 
-    def __init__(self, model: nn.Module, dataset: Any, path: str | Path) -> None:
+    def __init__(
+        self, model: nn.Module, dataset: Any, path: str | Path, cache: PrefixCache | None = None
+    ) -> None:
         if not (find_spec("pandas") and find_spec("pyarrow")):
             raise InputError(TABLES_NEED)  # now, and not when training is over
         self.ledger = Ledger(_samples(dataset))
@@ -49,18 +52,13 @@ class LossWatch:
             processes = Processes()
             self.ledger.share(processes)
             self._first = processes.rank == 0
-        self._model, self._path = model, Path(path)
-        self._cache: PrefixCache | None = None
+        self._path, self._cache = Path(path), cache
         self._ids: Any = None
         self._seen = False
         self._handles = [
             model.register_forward_pre_hook(self._before, prepend=True, with_kwargs=True),
             model.register_forward_hook(self._after, with_kwargs=True),
         ]
-
-    def beside(self, cache: PrefixCache | None) -> None:
-        """A cache takes the ids before any hook sees them; ask it."""
-        self._cache = cache
 
     def check_seen(self) -> None:
         """Refuse a loop whose batches do not say which samples they hold. After the first step.

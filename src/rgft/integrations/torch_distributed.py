@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,18 +12,22 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from rgft.atomic import atomic_path
 from rgft.errors import InputError
+from rgft.execution.parallel import many
 from rgft.guide import Guide
+from rgft.integrations.checkpoint_reader import TensorReader, damaged
+from rgft.resumption import check_state
 from rgft.shards import is_sharded
 from rgft.structure.layers import without_replicas
 
 REST = "rest.pt"  # what every process has alike, and what is no tensor
+METADATA = ".metadata"  # torch writes it last
+OPTIMIZER = "optimizer."
 
 
 def save_checkpoint(
@@ -34,10 +39,12 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint, each process its part; all have to call it.
 
-    Its metadata comes last: a folder that a kill left unfinished has none, and is refused.
+    Its metadata comes last, and goes first where the folder has a checkpoint already: a folder that
+    a kill left unfinished has none, and is refused.
 
     Args:
-        folder: Made if it is missing; reachable for all processes.
+        folder: Made if it is missing; reachable for all processes. What it has is lost: with one
+            folder a save there is always one that is whole.
         model: In whatever wrapper, sharded or not.
         optimizer: Over its parameters.
         guide: Of both.
@@ -45,6 +52,7 @@ def save_checkpoint(
             tensors, numbers, strings, lists and dicts of them.
     """
     folder = Path(folder)
+    _invalidate(folder)
     names = _names(model)
     held = {names[p]: state for p, state in optimizer.state.items() if p in names}
     numbers = {
@@ -58,7 +66,7 @@ def save_checkpoint(
         with atomic_path(folder / REST) as temporary:
             torch.save({**rest, "extra": dict(extra or {})}, temporary)
     tensors = {
-        f"optimizer.{name}.{key}": value
+        f"{OPTIMIZER}{name}.{key}": value
         for name, state in held.items()
         for key, value in state.items()
         if isinstance(value, Tensor)
@@ -74,34 +82,38 @@ def load_checkpoint(
 
     Only what the checkpoint has is given to the optimizer: what was never stepped has no state.
     torch.distributed.checkpoint's own way steps the optimizer once to make room, which a guide
-    would count. No code from the data is run: what is no tensor is read with `weights_only=True`.
+    would count. No code from the data is run: metadata may name torch's own classes for it alone,
+    and all else is read with `weights_only=True`.
 
     Returns:
         The `extra` that was given.
 
     Raises:
-        InputError: The folder is no whole checkpoint, or one of another model.
+        InputError: The folder is no whole checkpoint, or one of another model or optimizer; nothing
+            has been changed then.
     """
     folder = Path(folder)
-    if not (folder / ".metadata").is_file() or not (folder / REST).is_file():
+    if not (folder / METADATA).is_file() or not (folder / REST).is_file():
         raise InputError(f"{folder} is no whole checkpoint of save_checkpoint; give another")
-    there = FileSystemReader(folder).read_metadata().state_dict_metadata
-    rest = torch.load(folder / REST, weights_only=True)
+    reader = TensorReader(folder)
+    there: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    rest = _read_rest(folder)
     weights = _weights(model)
-    missing = sorted(weights.keys() - there.keys())
-    if missing:
-        raise InputError(f"{folder} is of another model: it has no '{missing[0]}'")
     parameters = {name: parameter for parameter, name in _names(model).items()}
-    tensors: dict[str, Tensor] = {}
-    for key, entry in there.items():
-        if key.startswith("optimizer.") and isinstance(entry, TensorStorageMetadata):
-            parameter = parameters[key.removeprefix("optimizer.").rpartition(".")[0]]
-            tensors[key] = _room(parameter, entry)
+    _refuse_other_model(folder, there, weights)
+    kept = {_split(key)[0] for key in there if key.startswith(OPTIMIZER)} | rest["numbers"].keys()
+    _refuse_other_optimizer(folder, kept - parameters.keys(), len(rest["groups"]), optimizer)
+    check_state(rest["guide"], guide.components, guide.config)
+    tensors = {
+        key: _room(parameters[_split(key)[0]], entry)
+        for key, entry in there.items()
+        if key.startswith(OPTIMIZER)
+    }
     with _without_remark():
-        load({**weights, **tensors}, checkpoint_id=folder)
+        load({**weights, **tensors}, storage_reader=reader)
     state: dict[str, dict[str, Any]] = {n: dict(values) for n, values in rest["numbers"].items()}
     for key, tensor in tensors.items():
-        name, _, kind = key.removeprefix("optimizer.").rpartition(".")
+        name, kind = _split(key)
         state.setdefault(name, {})[kind] = tensor
     for name, values in state.items():
         optimizer.state[parameters[name]] = values
@@ -109,6 +121,61 @@ def load_checkpoint(
         group.update(saved)
     guide.load_state_dict(rest["guide"])
     return dict(rest["extra"])
+
+
+def _invalidate(folder: Path) -> None:
+    """Parts of two saves must never look like one."""
+    if _rank() == 0:
+        (folder / METADATA).unlink(missing_ok=True)
+    if many():
+        dist.barrier()  # before any process writes, or looks
+
+
+def _read_rest(folder: Path) -> dict[str, Any]:
+    try:
+        return dict(torch.load(folder / REST, weights_only=True))
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise InputError(damaged(folder / REST)) from error
+
+
+def _refuse_other_model(
+    folder: Path, there: Mapping[str, TensorStorageMetadata], weights: Mapping[str, Tensor]
+) -> None:
+    """Refuse what has other parameters or buffers."""
+    saved = {
+        key: tuple(entry.size) for key, entry in there.items() if not key.startswith(OPTIMIZER)
+    }
+    here = {key: tuple(value.shape) for key, value in weights.items()}
+    for key in sorted(saved.keys() | here.keys()):
+        if key not in saved:
+            what = f"it has no '{key}', which the model has"
+        elif key not in here:
+            what = f"it has '{key}', which the model has not"
+        elif saved[key] != here[key]:
+            what = f"its '{key}' is {saved[key]}, here {here[key]}"
+        else:
+            continue
+        raise InputError(f"{folder} is of another model: {what}; give the model that was saved")
+
+
+def _refuse_other_optimizer(
+    folder: Path, unknown: set[str], groups: int, optimizer: torch.optim.Optimizer
+) -> None:
+    """Refuse what is of other parameters, or other groups of them."""
+    here = len(optimizer.param_groups)
+    what = None
+    if unknown:
+        what = f"it has a state of '{min(unknown)}', which is no parameter of the model"
+    elif groups != here:
+        what = f"parameter groups are {groups}, here {here}"
+    if what is not None:
+        raise InputError(f"{folder} is of another optimizer: {what}; build it as it was saved")
+
+
+def _split(key: str) -> tuple[str, str]:
+    """Name of the parameter, and of what the optimizer keeps of it."""
+    name, _, kind = key.removeprefix(OPTIMIZER).rpartition(".")
+    return name, kind
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:

@@ -9,13 +9,13 @@ import base64
 import io
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
@@ -23,19 +23,17 @@ from transformers.trainer_callback import ExportableState
 from rgft.config import Config
 from rgft.costs import FlopMeter
 from rgft.errors import InputError
-from rgft.execution.parallel import many
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
-from rgft.integrations.counted_cache import counted_cache
-from rgft.integrations.foreign_checkpoint import begin_anew
-from rgft.integrations.loss_watch import LossWatch
+from rgft.integrations.guidance import Guidance, Wishes
 from rgft.integrations.pacing import pace, set_rates
 from rgft.residuals import Ledger
 from rgft.scoring import Probe
 from rgft.spending import Spending, parse_budget
 from rgft.stages import Yardstick
 
+PLAIN = ("spending",)  # parts of the state that have no tensors
 UNSPENT = 0.9  # a run that ends with less of its budget spent says so
 
 
@@ -86,12 +84,11 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         residuals: str | Path | None = None,
     ) -> None:
         self.config = config or Config()
-        self.probe = probe
+        self.guide: Guide | None = None
         self.cache: PrefixCache | None = None
         self.ledger: Ledger | None = None
-        self._storage, self._meter, self._residuals = prefix_cache, meter, residuals
-        self._watch: LossWatch | None = None
-        self.guide: Guide | None = None
+        self._wishes = Wishes(probe, prefix_cache, residuals, meter)
+        self._guidance: Guidance | None = None
         self.spending = budget if isinstance(budget, Spending) else None
         self._scheduler: LambdaLR | None = None
         self._budget = None
@@ -101,9 +98,31 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Bind to the model and the optimizer; on resuming, take the saved state over."""
+        """Bind to the model and the optimizer; on resuming, take the saved state over.
+
+        Raises:
+            InputError: Something asked for does not go with the Trainer. The model is left as it
+                was.
+        """
         self._let_go()  # of a train() before this one, perhaps cut off
-        model: nn.Module = kwargs["model"]
+        try:
+            self._begin(args, state, kwargs["model"], kwargs)
+        except InputError:
+            self._let_go()
+            raise
+        if self.spending is not None and state.global_step:
+            control.should_training_stop = self.spending.finished
+        state.stateful_callbacks[type(self).__name__] = self.state()
+
+    def _begin(
+        self, args: TrainingArguments, state: TrainerState, model: nn.Module, given: dict[str, Any]
+    ) -> None:
+        """Set up what was asked for; go on from a checkpoint, where the Trainer does."""
+        if self._wishes.residuals is not None and args.remove_unused_columns:
+            raise InputError(
+                "residuals: the Trainer removes sample_ids from the batches; give it "
+                "remove_unused_columns=False"
+            )
         config = replace(self.config, total_steps=self.config.total_steps or state.max_steps)
         if self._budget is not None:
             batches = state.max_steps * args.gradient_accumulation_steps
@@ -112,57 +131,15 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                 FlopMeter(model), self._budget, batches=batches, yardstick=yardstick
             )
         if self.spending is not None:
-            self._scheduler = pace(kwargs["lr_scheduler"], self.spending, state.max_steps)
-        optimizer = kwargs["optimizer"]
-        probe = None if self.probe is None else self._probed
-        self.guide = Guide(
-            model, optimizer, config, probe=probe, spending=self.spending, meter=self._meter
+            self._scheduler = pace(given["lr_scheduler"], self.spending, state.max_steps)
+        dataset = getattr(given.get("train_dataloader"), "dataset", None)
+        self._guidance = guidance = Guidance(
+            model, given["optimizer"], config, self._wishes, self.spending, dataset
         )
-        if self._storage is not None and many():
-            raise InputError(
-                "prefix_cache works in one process: with several, samples come back to others than "
-                "those that have stored them; drop it"
-            )
-        if self._storage is not None:
-            meter = self._meter or (None if self.spending is None else self.spending.meter)
-            self.cache = counted_cache(model, self._storage, meter)
-        if self._residuals is not None:
-            self._begin_to_watch(args, model, kwargs["train_dataloader"])
-        self._take_over(state, control)
-        state.stateful_callbacks[type(self).__name__] = self.state()
-
-    def _take_over(self, state: TrainerState, control: TrainerControl) -> None:
-        """Go on from a checkpoint, where the Trainer does."""
-        if not state.global_step:
-            return
-        saved = (state.stateful_callbacks or {}).get(type(self).__name__)
-        attributes = (saved or {}).get("attributes", {})
-        if not saved:
-            begin_anew(self.spending, state.global_step)
-        elif self.guide is not None:
-            self.guide.load_state_dict(decode_state(attributes["guide"]))
-        if saved and self.spending is not None:
-            if "spending" not in attributes:
-                begin_anew(self.spending, state.global_step)
-            self.spending.load_state_dict(attributes["spending"])
-            control.should_training_stop = self.spending.finished
-        if self.cache is not None and "prefix_cache" in attributes:
-            self.cache.load_state_dict(decode_state(attributes["prefix_cache"]))
-        if self._watch is not None:
-            text = attributes.get("residuals")
-            self._watch.resume(None if text is None else decode_state(text), state.global_step)
-
-    def _begin_to_watch(self, args: TrainingArguments, model: nn.Module, loader: Any) -> None:
-        """Keep the residual ledger."""
-        assert self._residuals is not None
-        if args.remove_unused_columns:
-            raise InputError(
-                "residuals: the Trainer removes sample_ids from the batches; give it "
-                "remove_unused_columns=False"
-            )
-        self._watch = LossWatch(model, loader.dataset, self._residuals)
-        self._watch.beside(self.cache)
-        self.ledger = self._watch.ledger
+        self.guide, self.cache, self.ledger = guidance.guide, guidance.cache, guidance.ledger
+        if state.global_step:
+            saved = (state.stateful_callbacks or {}).get(type(self).__name__) or {}
+            guidance.resume(_decoded(saved.get("attributes", {})), state.global_step)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -179,9 +156,8 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
                 f"the evaluation has no {_metric(args)!r}, which a budget that is auto is judged "
                 "by; name one that it has as metric_for_best_model"
             )
-        if self.cache is not None and self.guide is not None:
-            self.cache.paused = self.guide.probing
-            self.cache.follow(self.guide.lowest)
+        assert self._guidance is not None
+        self._guidance.follow()
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -196,8 +172,8 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
     ) -> None:
         """Stop when the budget is spent; ask for an evaluation at the end of a stage."""
         del state, kwargs
-        if self._watch is not None:
-            self._watch.check_seen()
+        if self._guidance is not None and self._guidance.watch is not None:
+            self._guidance.watch.check_seen()
         if self._stage_ended:
             control.should_evaluate = True
             control.should_save = control.should_save or args.load_best_model_at_end
@@ -232,10 +208,9 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         """Let go of the optimizer. The error map stays readable."""
         del args, state, control, kwargs
         self._let_go()
-        if self._watch is not None:
-            self._watch.write()
+        if self._guidance is not None and self._guidance.watch is not None:
+            self._guidance.watch.write()
         if self._budget is not None and self.spending is not None:
-            self.spending.meter.close()
             self._say_what_is_left(self.spending)
 
     def _say_what_is_left(self, spending: Spending) -> None:
@@ -255,35 +230,25 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
 
     def state(self) -> dict[str, Any]:
         """What the Trainer writes to trainer_state.json."""
-        attributes: dict[str, Any] = {}
-        if self.guide is not None:
-            attributes["guide"] = encode_state(self.guide.state_dict())
-        if self.spending is not None:
-            attributes["spending"] = self.spending.state_dict()
-        if self.cache is not None:
-            attributes["prefix_cache"] = encode_state(self.cache.state_dict())
-        if self.ledger is not None:
-            attributes["residuals"] = encode_state(self.ledger.state_dict())
-        return {"args": {}, "attributes": attributes}
-
-    def _probed(self, count: int) -> Iterator[Tensor]:
-        """The user's probe, which may train what is frozen else."""
-        assert self.probe is not None
-        paused = self.cache is not None and self.cache.paused
-        if self.cache is not None:
-            self.cache.paused = True
-        yield from self.probe(count)
-        if self.cache is not None:
-            self.cache.paused = paused
+        state = {} if self._guidance is None else self._guidance.state_dict()
+        return {"args": {}, "attributes": {name: _encoded(name, state[name]) for name in state}}
 
     def _let_go(self) -> None:
-        """End the cache, the guide and the watch, as far as there are any."""
-        if self._watch is not None:
-            self._watch.close()
-        if self.cache is not None:
-            self.cache.close()
-        if self.guide is not None:
-            self.guide.close()
+        """End the guide, what goes with it, and counting of our own, as far as there are any."""
+        if self._budget is not None and self.spending is not None:
+            self.spending.meter.close()
+        if self._guidance is not None:
+            self._guidance.close()
+
+
+def _encoded(name: str, state: dict[str, Any]) -> Any:
+    """A part of the state as JSON can hold it."""
+    return state if name in PLAIN else encode_state(state)
+
+
+def _decoded(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """The state that is in a checkpoint, by part."""
+    return {n: part if n in PLAIN else decode_state(part) for n, part in attributes.items()}
 
 
 def _metric(args: TrainingArguments) -> str:
