@@ -9,27 +9,25 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rgft import __version__
 from rgft.bench_commands import bench, compare_maps, report
 from rgft.errors import EngagementError, InputError
-from rgft.launch import claim_last_word, ended_elsewhere, leads, leave, lost_another
+from rgft.exit_codes import fail, fail_for
+from rgft.launch import claim_last_word, leads, leave
 from rgft.methods import METHODS
-from rgft.storage import storage_problem
 
 try:
     import click
-    from rich.console import Console
     from rich.markup import escape
-    from rich.measure import Measurement
     from rich.table import Table
+
+    from rgft.printed import show, summary
 except ImportError as missing:
     sys.exit(
         f"rgft: the command needs more than the library ({missing.name}): pip install 'rgft[train]'"
     )
-
-MISPLACED = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
 class Commands(click.Group):
@@ -299,89 +297,6 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         except ValueError:
             settings[key] = text
     return settings
-
-
-def show(table: Table) -> None:
-    """Print a table with nothing cut off: folded on a terminal, elsewhere as wide as it is."""
-    for column in table.columns:
-        column.overflow = "fold"
-    console = Console()
-    if not sys.stdout.isatty():
-        unlimited = console.options.update(max_width=sys.maxsize)
-        console.width = Measurement.get(console, unlimited, table).maximum
-    console.print(table)
-
-
-def summary(record: dict[str, Any]) -> Table:
-    """The figures of a finished run."""
-    table = Table(
-        title=escape(f"{record['method']} on {record['task']} ({record['model']})"),
-        show_header=False,
-    )
-    for split, values in record["metrics"].items():
-        shown = ", ".join(
-            f"{name} {value:.4g}" for name, value in values.items() if value is not None
-        )
-        table.add_row(split, shown)
-    flops, seconds = record["flops"], record["seconds"]
-    if auto := record.get("budget_auto"):
-        table.add_row("stages", shown_stages(auto))
-    table.add_row("FLOPs", f"{flops['spent']:.3g}, {flops['share']:.1%} of full fine-tuning")
-    share = seconds["overhead"] / seconds["train"] if seconds["train"] else 0.0
-    table.add_row(
-        "seconds of training", f"{seconds['train']:.1f}, of which {share:.1%} in the method"
-    )
-    if (layers := record.get("layers")) and layers["kept"] < layers["of"]:
-        table.add_row("layers kept", f"{layers['kept']} of {layers['of']}")
-    peak = record["peak_memory_bytes"]
-    table.add_row("peak memory", "not known" if peak is None else f"{peak / 2**30:.2f} GiB")
-    updated = record["parameters"]["updated_per_step"]["mean"]
-    table.add_row(
-        "parameters updated a step", f"{updated:,.0f} of {record['parameters']['total']:,}"
-    )
-    return table
-
-
-def shown_stages(auto: dict[str, Any]) -> str:
-    """What each stage of a run with `--budget auto` came to.
-
-    >>> stages = [{"share": 0.1, "validation": 0.8}, {"share": 0.2, "validation": 0.79}]
-    >>> shown_stages({"stages": stages, "chosen": 0})
-    '10% 0.8 (kept), 20% 0.79'
-    """
-    return ", ".join(
-        f"{stage['share']:.0%} {stage['validation']:.4g}" + " (kept)" * (i == auto["chosen"])
-        for i, stage in enumerate(auto["stages"])
-    )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, an accelerator's, or what torch allocates on the host."""
-    kind, text = type(error).__name__, str(error)
-    return kind in ("MemoryError", "OutOfMemoryError") or "can't allocate memory" in text
-
-
-def fail(message: str, code: int) -> NoReturn:
-    """One line to standard error, of one process if there are several, then exit."""
-    if claim_last_word(code):
-        print(f"rgft: {' '.join(message.split())}", file=sys.stderr, flush=True)
-    raise SystemExit(code)
-
-
-def fail_for(error: OSError | MemoryError | RuntimeError) -> NoReturn:
-    """One line for what files, memory and other processes can do; other errors are raised again."""
-    ended = ended_elsewhere()
-    if ended is not None:
-        raise SystemExit(ended)
-    if lost_another(error):
-        fail(f"another process of the run has ended ({error}); see what it said", 1)
-    if isinstance(error, OSError):
-        code = 2 if isinstance(error, MISPLACED) or storage_problem(error) else 1
-        fail(f"{error.filename or 'input/output'}: {error.strerror or error}", code)
-    if out_of_memory(error):
-        fail(f"out of memory: {error or 'there is no more'}; give a lower --batch-size", 1)
-    claim_last_word(1)
-    raise error
 
 
 def main() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -10,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import TrainingArguments, set_seed
+from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
 from rgft import records
@@ -26,7 +24,7 @@ from rgft.launch import Launch, join
 from rgft.methods import find_method
 from rgft.models import PACKAGED
 from rgft.outcome import outcome
-from rgft.preparation import MOST_VISITS, Prepared, load_data, prepare
+from rgft.preparation import Prepared, prepare
 from rgft.processes import Processes
 from rgft.progress import Progress, Quiet
 from rgft.recorder import Pace, RunRecorder, StopOnSignal
@@ -43,15 +41,13 @@ from rgft.run_folder import (
     save_ledgers,
     save_written,
 )
+from rgft.run_samples import load_data
 from rgft.run_trainer import RunTrainer, of_labels
 from rgft.spec import RunSpec, arguments, command
-from rgft.spending import parse_budget
 from rgft.storage import storage_problem
 from rgft.text_to_text import TextToTextInputs
 from rgft.text_trainer import TextTrainer
-
-WARMUP_SHARE = 0.06  # of all steps; RoBERTa's setting for GLUE (Liu et al. 2019)
-WEIGHT_DECAY = 0.01
+from rgft.training_arguments import evaluations, training_arguments
 
 __all__ = ["RunSpec", "command", "run"]
 
@@ -178,53 +174,6 @@ def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def _arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingArguments:
-    steps_per_epoch = math.ceil(len(prepared.examples["train"]) / prepared.batch_size)
-    interval = math.ceil(steps_per_epoch / spec.evaluations)
-    # with a budget training stops when it is spent, however cheap its steps
-    epochs = spec.epochs if spec.budget is None else math.ceil(spec.epochs * MOST_VISITS)
-    total = math.ceil(epochs * steps_per_epoch)
-    by_steps = "steps" if spec.budget is None else "no"
-    return TrainingArguments(
-        output_dir=str(output_dir / FOLDER),
-        num_train_epochs=epochs,
-        max_steps=-1 if spec.budget is None else total,
-        ignore_data_skip=spec.budget is not None,  # the visits know their place
-        per_device_train_batch_size=prepared.batch_size,
-        per_device_eval_batch_size=prepared.inputs.evaluation_batch,
-        learning_rate=prepared.lr,
-        lr_scheduler_type="linear",
-        warmup_steps=math.ceil(WARMUP_SHARE * total),
-        weight_decay=WEIGHT_DECAY,
-        adam_beta2=prepared.adam_beta2,
-        bf16=spec.precision == "bfloat16",
-        use_cpu=not torch.accelerator.is_available(),
-        seed=spec.seed,
-        data_seed=spec.seed,
-        eval_strategy=by_steps,
-        eval_steps=interval,
-        save_strategy=by_steps,
-        save_steps=interval,
-        save_total_limit=2,
-        logging_steps=max(1, min(10, interval)),
-        logging_nan_inf_filter=False,
-        metric_for_best_model=prepared.task.metric if prepared.auto else None,
-        ddp_find_unused_parameters=True,  # what is frozen
-        average_tokens_across_devices=False,  # else it multiplies some models' losses
-        remove_unused_columns=False,
-        report_to=[],
-        disable_tqdm=True,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
-
-
-def _stages(spec: RunSpec) -> int:
-    """Evaluations of a run with a budget: as many as full fine-tuning has for that share."""
-    assert spec.budget is not None
-    share = parse_budget(spec.budget).share or 1.0
-    return max(1, round(spec.evaluations * spec.epochs * share))
-
-
 def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
     spec: RunSpec,
     prepared: Prepared,
@@ -246,7 +195,7 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
         spending.share(processes)
     recorder = RunRecorder(prepared.meter, guidance, prepared.sampling.ledger, processes)
     interruption, progress = StopOnSignal(processes), Progress(prepared.task.metric, spending)
-    pace = [] if spending is None else [Pace(spending, _stages(spec))]
+    pace = [] if spending is None else [Pace(spending, evaluations(spec))]
     best = [BestStage(spending)] if spending and prepared.auto else []
     shown = [progress] if launch.first else []
     allocation = _allocation(prepared)
@@ -256,7 +205,7 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
         processes=processes,
         allocation=allocation,
         model=prepared.model,
-        args=_arguments(spec, prepared, output_dir),
+        args=training_arguments(spec, prepared, output_dir),
         train_dataset=numbered(prepared.examples["train"]),
         eval_dataset=prepared.examples["validation"],
         data_collator=prepared.inputs.collate,

@@ -1,0 +1,89 @@
+"""What a run with a budget begins with: its price, its survey, its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from torch import nn
+
+from rgft.batches import Example
+from rgft.budgeting import (
+    STANDARD_BATCH,
+    batch_shapes,
+    full_fine_tuning_flops,
+    surveyed_start,
+    task_yardstick,
+)
+from rgft.config import Config
+from rgft.costs import CostModel, FlopMeter
+from rgft.inputs import Inputs
+from rgft.methods import Method, Recipe
+from rgft.opening import frozen_share
+from rgft.progress import waiting
+from rgft.rate_scale import rate_scale
+from rgft.spec import RunSpec
+from rgft.spending import Spending, parse_budget
+from rgft.survey import Survey
+from rgft.tasks import TaskData
+from rgft.text_trainer import WRITTEN_ROWS
+
+DEPTH_OF_LAYERS = 1  # of the first: everything but the embeddings trains
+
+
+def priced(  # noqa: PLR0913 - what it is made of
+    spec: RunSpec,
+    task: TaskData,
+    *,
+    meter: FlopMeter,
+    costs: CostModel,
+    rows: Sequence[Example],
+    inputs: Inputs,
+) -> Spending | None:
+    """What a run may spend, a share priced in FLOPs; None without a budget."""
+    if spec.budget is None:
+        return None
+    shapes = batch_shapes(
+        [inputs.lengths(row) for row in rows],
+        inputs.multiple,
+        batch_size=STANDARD_BATCH,
+        epochs=spec.epochs,
+        seed=spec.seed,
+    )
+    with waiting("pricing full fine-tuning"):
+        full = full_fine_tuning_flops(costs, shapes, inputs.longest(rows), inputs)
+    budget = parse_budget(spec.budget)
+    yardstick = task_yardstick(task, spec.written_rows or WRITTEN_ROWS) if budget.auto else None
+    return Spending(meter, budget, full=full, yardstick=yardstick)
+
+
+def begin(  # noqa: PLR0913 - what the choice is made from
+    spec: RunSpec,
+    task: TaskData,
+    method: Method,
+    *,
+    config: Config,
+    spending: Spending | None,
+    rows: Sequence[Example],
+    inputs: Inputs,
+) -> tuple[Survey | None, Config, Recipe]:
+    """What a survey finds, if there is one; settings and recipe after that, scaled to the model."""
+    recipes = method.surveyed
+    if spending is None or recipes is None:
+        return None, config, Recipe(method.lr, STANDARD_BATCH)
+    if task.kind == "generation":  # there are no labels that a layer could know
+        below = config.frozen_below or DEPTH_OF_LAYERS
+        return None, replace(config, frozen_below=below), recipes.deep
+    if config.frozen_below:
+        share = frozen_share(spending.meter.model, config.frozen_below)
+        return None, config, recipes.known(share)
+    with waiting("surveying the model"):
+        start = surveyed_start(
+            spending, config, recipes, rows, inputs, seed=spec.seed, cut=spec.keep_layers is None
+        )
+    return start.survey, replace(config, frozen_below=start.frozen_below), start.recipe
+
+
+def own_rate(recipe: Recipe, method: Method, model: nn.Module) -> float:
+    """The learning rate of a recipe; what adapters add is not of the model's width."""
+    return recipe.lr if method.adapter else recipe.lr * rate_scale(model)
