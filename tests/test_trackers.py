@@ -10,6 +10,7 @@ import torch
 
 from loops import trainer_of
 from rgft import Budget, Config, FlopMeter, Guide, Spending
+from rgft.errors import InputError
 from rgft.integrations import trackers
 from rgft.integrations.trainer_trackers import follow
 from rgft.integrations.transformers import RGFTCallback
@@ -157,3 +158,13 @@ def test_trackio_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
     train("trackio", tmp_path)
     assert list(tmp_path.rglob("*.png"))
+
+
+def test_what_cannot_follow_is_refused(tmp_path: Path) -> None:
+    callback = RGFTCallback(Config(every=2))
+    silent = trainer_of(tmp_path / "silent", [callback], bert(2), report_to=[])
+    with pytest.raises(InputError, match="reports to none of mlflow, tensorboard"):
+        follow(silent, callback)
+    other = trainer_of(tmp_path / "other", [], bert(2), report_to=["tensorboard"])
+    with pytest.raises(InputError, match="not among the Trainer's"):
+        follow(other, callback)

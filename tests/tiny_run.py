@@ -18,14 +18,14 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 ROWS = {"train": 120, "validation": 40, "test": 40}
 
 
-def build_model(folder: Path, *, layers: int = 2) -> Path:
+def build_model(folder: Path, *, layers: int = 2, hidden_size: int = 32) -> Path:
     """A BERT of hidden size 32 with random weights, and a word tokenizer."""
     words = [*SPECIAL, *FILLER, *GOOD, *BAD]
     tokenizer = BertTokenizer(vocab={word: i for i, word in enumerate(words)})
     tokenizer.model_max_length = 64
     config = BertConfig(
         vocab_size=len(words),
-        hidden_size=32,
+        hidden_size=hidden_size,
         num_hidden_layers=layers,
         num_attention_heads=4,
         intermediate_size=64,

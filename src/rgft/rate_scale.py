@@ -11,6 +11,8 @@ A network with batch normalization does not care how large its weights are, and 
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -30,5 +32,7 @@ def rate_scale(model: nn.Module) -> float:
     """
     if any(isinstance(module, _BatchNorm) for module in model.modules()):
         return BATCH_NORMALIZED
-    width = getattr(getattr(model, "config", None), "hidden_size", None)
+    config: Any = getattr(model, "config", None)
+    inner = config.get_text_config() if hasattr(config, "get_text_config") else config
+    width = getattr(inner, "hidden_size", None)
     return min(1.0, WIDTH / width) if isinstance(width, int) else 1.0

@@ -21,7 +21,7 @@ def stand_ins(model: nn.Module) -> Iterator[tuple[nn.Module, Dense]]:
     """Each linear layer of `model` whose weight is packed into whole numbers, and a dense one.
 
     Packed weights have a shape of their own, are unpacked by kernels that the meta device lacks, or
-    carry what unpacks them. On the meta device, without gradients, in the mode of the layer.
+    carry what unpacks them. On the meta device, without gradients.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear) and not module.weight.is_floating_point():

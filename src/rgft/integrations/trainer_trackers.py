@@ -13,6 +13,7 @@ from transformers.integrations import (
     WandbCallback,
 )
 
+from rgft.errors import InputError
 from rgft.integrations import trackers
 from rgft.integrations.transformers import RGFTCallback
 
@@ -33,8 +34,20 @@ def follow(trainer: Trainer, callback: RGFTCallback) -> None:
     Args:
         trainer: It has `callback` among its callbacks.
         callback: Whose map it is.
+
+    Raises:
+        InputError: The Trainer does not have the callback, or reports to no tracker that is known.
     """
-    trainer.callback_handler.callbacks.insert(0, _InFront(trainer, callback))
+    callbacks = trainer.callback_handler.callbacks
+    if callback not in callbacks:
+        raise InputError(
+            "the callback is not among the Trainer's; give it to Trainer(callbacks=[...]) first"
+        )
+    if not any(isinstance(there, tuple(REPORTERS.values())) for there in callbacks):
+        raise InputError(
+            f"the Trainer reports to none of {', '.join(REPORTERS)}; name one in report_to"
+        )
+    callbacks.insert(0, _InFront(trainer, callback))
 
 
 class _InFront(TrainerCallback):  # type: ignore[misc]

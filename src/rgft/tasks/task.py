@@ -26,7 +26,7 @@ class TaskData:
         input_columns: One column of texts, or two for sentence pairs; or one of images.
         label_column: The column of labels.
         label_names: Name of each class by its int; empty for other kinds.
-        metric: The headline metric, one of `rgft.metrics.METRICS[kind]`; higher is better.
+        metric: The headline metric, one of those of its kind of which more is better.
         splits: "train", "validation", where there is one "test", and any further test sets
             (other domains) by name. Each holds the input columns and the label column, in memory.
         modality: "text", or "image" for bytes of image files that Pillow reads.
