@@ -64,6 +64,9 @@ ANSWERS = [
     ("The final answer is 50%.", "50"),
     ("The answer is: 1\nQuestion: and then?\nThe answer is: 2", "2"),
     ("The answer is $1,080.00!\n\nmore", "1,080.00"),
+    ("#### .5", ".5"),
+    ("The answer is $.50.", ".50"),
+    ("The answer is... 5", "5"),
     ("18", None),
 ]
 
@@ -76,7 +79,14 @@ def test_the_final_answer_is_behind_the_last_cue(text: str, answer: str | None) 
 SAME = [
     ("The answer is: 1080", "#### 1,080", True),
     ("#### 0.5", "The answer is: 1/2", True),
+    ("#### .5", "#### 0.5", True),
+    ("#### .5", "#### 5", False),
+    ("#### +5.", "#### 5", True),
     ("#### 1e3", "#### 1000", True),
+    ("#### 1E-2", "#### 0.01", True),
+    ("#### 1e999999999", "#### 1e999999998", False),  # as texts: no memory holds the numbers
+    ("#### 1e999999999", "#### 1e999999999", True),
+    ("#### " + "9" * 99, "#### " + "9" * 99 + ".0", False),
     ("#### x^2 + 1", "The answer is: x^2 + 1", True),
     ("#### 1/0", "#### 1/0", True),
     ("#### 1/0", "#### 0", False),

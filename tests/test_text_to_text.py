@@ -29,13 +29,13 @@ from rgft.inputs import load_inputs
 from rgft.methods import find_method
 from rgft.spec import RunSpec, command
 from rgft.tasks import load_pairs
-from rgft.text_to_text import INPUTS, Limits, TextToTextInputs
+from rgft.text_to_text import INPUTS, TextToTextInputs, Writing
 from rgft.train import run
 from rgft.writing import write
 from runs import assert_a_kill_leaves_no_trace, record_of
 
 ENCODERS = ("t5", "bart")
-LIMITS = Limits(prompt=24, answer=8)
+WRITING = Writing(prompt=24, answer=8, beams=1, rows=128)
 PROMPT = "summarize : {text} \n"
 
 
@@ -59,8 +59,8 @@ def spec(folders: dict[str, Path]) -> RunSpec:
         batch_size=8,
         lr=3e-3,
         evaluations=1,
-        max_length=LIMITS.prompt,
-        max_target_length=LIMITS.answer,
+        max_length=WRITING.prompt,
+        max_target_length=WRITING.answer,
     )
 
 
@@ -68,9 +68,9 @@ def of(spec: RunSpec, folders: dict[str, Path], kind: str, **changed: Any) -> Ru
     return replace(spec, model=str(folders[kind]), **changed)
 
 
-def inputs_of(folder: Path, prompt: str = PROMPT, limits: Limits = LIMITS) -> TextToTextInputs:
+def inputs_of(folder: Path, prompt: str = PROMPT, writing: Writing = WRITING) -> TextToTextInputs:
     kind = "encoder-decoder" if folder.name in ENCODERS else "decoder"
-    return INPUTS[kind](str(folder), prompt, limits)
+    return INPUTS[kind](str(folder), prompt, writing)
 
 
 def rows_of(folder: Path, split: str) -> list[dict[str, str]]:
@@ -87,7 +87,7 @@ def greedily(model: Any, tokenizer: Any, prompt: str) -> str:
     read = tokenizer(prompt, return_tensors="pt")["input_ids"]
     written = torch.tensor([[model.config.decoder_start_token_id]]) if encoder else read
     start = written.shape[1]
-    for _ in range(LIMITS.answer):
+    for _ in range(WRITING.answer):
         given = (
             {"input_ids": read, "decoder_input_ids": written} if encoder else {"input_ids": written}
         )
@@ -133,7 +133,11 @@ def test_a_run_leaves_a_model_that_writes_what_it_says(
             written.append((text, [row["summary"]]))
             losses.append(loss_of(model, tokenizer, prompt, row["summary"]))
             scores.append(scorer.score(row["summary"], text))
-    assert sorted((row["written"], row["references"]) for row in said) == sorted(written)
+    assert [row["row"] for row in said] != list(range(len(said)))  # from short to long
+    for row in said:
+        assert (row["written"], row["references"]) == written[row["row"]]
+        read = rows_of(folders["data"], "test")[row["row"]]["text"]
+        assert row["prompt"] == PROMPT.format(text=read)
     found = record["metrics"]["test"]
     loss = sum(loss for loss, _ in losses) / sum(tokens for _, tokens in losses)
     assert found["loss"] == pytest.approx(loss, rel=1e-5)
@@ -153,8 +157,18 @@ def test_no_setting_beside_the_weights_has_a_part_in_writing(
     model: Any = inputs.load_model(())
     plain, tokenizer = GenerationConfig(pad_token_id=0, eos_token_id=1), inputs.processor
     model.generation_config.update(
-        do_sample=True, temperature=0.3, min_length=20, no_repeat_ngram_size=1, num_beams=2
+        do_sample=True,
+        temperature=0.3,
+        min_length=20,
+        no_repeat_ngram_size=1,
+        num_beams=2,
+        num_return_sequences=2,
+        suppress_tokens=list(range(2, 12)),
+        bad_words_ids=[[12]],
+        exponential_decay_length_penalty=(1, 9.0),
+        guidance_scale=2.0,
     )
+    own = model.generation_config.to_dict()
     rows = inputs.examples(load_pairs(folders["data"], "summary"), "test")[::3]
     prompts = [
         tokenizer.decode(inputs.questions([row])["input_ids"][0][: -1 if kind == "t5" else None])
@@ -162,7 +176,8 @@ def test_no_setting_beside_the_weights_has_a_part_in_writing(
     ]
     with torch.no_grad():
         alone = [greedily(model.eval(), tokenizer, prompt) for prompt in prompts]
-    assert write(model, inputs, rows, beams=1) == alone
+    assert write(model, inputs, rows) == alone
+    assert model.generation_config.to_dict() == own
     model.generation_config = plain
     if kind == "t5":
         plain.decoder_start_token_id = 0
@@ -170,10 +185,11 @@ def test_no_setting_beside_the_weights_has_a_part_in_writing(
     for row in rows:
         questions = inputs.questions([row])
         tokens = model.generate(
-            **questions, num_beams=3, max_new_tokens=LIMITS.answer, do_sample=False
+            **questions, num_beams=3, max_new_tokens=WRITING.answer, do_sample=False
         )
         beams.append(inputs.written(tokens, questions)[0])
-    assert write(model, inputs, rows, beams=3) == beams
+    inputs.writing = replace(WRITING, beams=3)
+    assert write(model, inputs, rows) == beams
     assert beams != alone
 
 
@@ -314,15 +330,38 @@ def test_a_long_prompt_keeps_its_cue_and_a_long_answer_loses_its_end(
 ) -> None:
     task = load_pairs(folders["data"], "summary")
     prompt = "summarize : {text} it was"
-    inputs = inputs_of(folders["llama"], prompt, Limits(prompt=6, answer=2))
+    inputs = inputs_of(folders["llama"], prompt, replace(WRITING, prompt=6, answer=2))
     with pytest.warns(RuntimeWarning, match="96 of 96 answers to learn are cut at 2 tokens"):
         rows = inputs.examples(task, "train")
     words = [inputs.processor.convert_ids_to_tokens(row["input_ids"]) for row in rows]
     assert {len(row) for row in words} == {8}
     assert {tuple(row[:2]) for row in words} == {("summarize", ":")}
     assert {tuple(row[4:]) for row in words} == {("it", "was", "it", "was")}
-    whole = inputs_of(folders["llama"], prompt, LIMITS).examples(task, "train")
+    whole = inputs_of(folders["llama"], prompt).examples(task, "train")
     assert all(row["labels"][-1] == inputs.processor.eos_token_id for row in whole)
+
+
+def test_what_a_tokenizer_ends_no_text_with_is_not_cut(
+    folders: dict[str, Path], recwarn: pytest.WarningsRecorder
+) -> None:
+    inputs = inputs_of(folders["t5"])
+    inputs.processor = tiny_texts.tokenizer("llama")
+    rows = inputs.examples(load_pairs(folders["data"], "summary"), "train")
+    assert all(row["labels"][-1] != inputs.processor.eos_token_id for row in rows)
+    assert not recwarn.list
+
+
+def test_an_encoder_without_positions_reads_as_much_as_is_asked_for(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    text = " ".join(["it"] * 99)
+    for split in ("train", "validation"):
+        line = json.dumps({"text": text, "summary": "it"})
+        (tmp_path / f"{split}.jsonl").write_text(line + "\n")
+    inputs = inputs_of(folders["t5"], "{text}", replace(WRITING, prompt=100))
+    assert inputs.processor.model_max_length == 64
+    (row,) = inputs.examples(load_pairs(tmp_path, "summary"), "train")
+    assert len(row["input_ids"]) == 100  # with its end
 
 
 # what is refused
@@ -339,7 +378,16 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "an unknown place": ("t5", {"prompt": "Q: {question}"}, "{question}, which is no text column"),
     "no place": ("t5", {"prompt": "Q:"}, "no column in braces; allowed: {text}"),
     "an empty prompt": ("t5", {"prompt": ""}, "no column in braces"),
-    "too many tokens": ("llama", {"max_length": 60}, "more than the 64 tokens that"),
+    "too many tokens": (
+        "llama",
+        {"max_length": 60},
+        "max_length and max_target_length are together 68, but",
+    ),
+    "too many tokens of a side": (
+        "bart",
+        {"max_length": 60, "max_target_length": 65},
+        "the larger of max_length and max_target_length is 65, but",
+    ),
     "no beams": ("t5", {"beams": 0}, "beams is 0; allowed"),
     "images": ("t5", {"image_size": 32}, "image_size is 32, but 'data' is of texts"),
     "classes": (

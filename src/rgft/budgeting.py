@@ -104,10 +104,9 @@ def charged_survey(
 def typical_batch(
     examples: Sequence[Example], inputs: Inputs, batch_size: int, device: torch.device
 ) -> dict[str, Tensor]:
-    """A batch whose samples are as long as `examples` are on average."""
-    lengths = zip(*(inputs.lengths(example) for example in examples), strict=True)
-    means = [round(sum(side) / len(side)) for side in lengths]
-    example = inputs.cut(inputs.longest(examples), means)
+    """A batch whose samples, which have one side, are as long as `examples` are on average."""
+    total = sum(inputs.lengths(example)[0] for example in examples)
+    example = inputs.cut(inputs.longest(examples), [round(total / len(examples))])
     return {k: v.to(device) for k, v in inputs.collate([example] * batch_size).items()}
 
 

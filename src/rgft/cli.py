@@ -17,6 +17,15 @@ from rgft.errors import EngagementError, InputError
 from rgft.exit_codes import fail, fail_for
 from rgft.launch import claim_last_word, leads, leave
 from rgft.methods import METHODS
+from rgft.spec import (
+    BEAMS,
+    MAX_LENGTH,
+    MAX_TARGET_LENGTH,
+    WRITTEN_ROWS,
+    RunSpec,
+    from_arguments,
+    split_columns,
+)
 
 try:
     import click
@@ -88,7 +97,7 @@ app.add_command(compare_maps)
 @click.option(
     "--adam-beta2", type=float, help="Smoothing of squared gradients in AdamW.  [the method's]"
 )
-@click.option("--max-length", type=int, help="Tokens a text is cut at.  [128]")
+@click.option("--max-length", type=int, help=f"Tokens a text is cut at.  [{MAX_LENGTH}]")
 @click.option(
     "--image-size", type=int, help="Pixels a side images are scaled to.  [the model's own]"
 )
@@ -98,13 +107,14 @@ app.add_command(compare_maps)
 @click.option(
     "--max-target-length",
     type=int,
-    help="Tokens that texts to write are cut at, and the most that are written.  [64]",
+    help="Tokens that texts to write are cut at, and the most that are written."
+    f"  [{MAX_TARGET_LENGTH}]",
 )
-@click.option("--beams", type=int, help="Beams of the search that writes texts.  [1]")
+@click.option("--beams", type=int, help=f"Beams of the search that writes texts.  [{BEAMS}]")
 @click.option(
     "--written-rows",
     type=int,
-    help="Write texts for at most so many rows of a split at each evaluation.  [128]",
+    help=f"Write texts for at most so many rows of a split at each evaluation.  [{WRITTEN_ROWS}]",
 )
 @click.option(
     "--max-train-rows",
@@ -175,8 +185,6 @@ def train(  # noqa: PLR0913, PLR0917 - its options
     **options: Any,
 ) -> None:
     """Fine-tune a model and leave its record, error map and report in a folder."""
-    from rgft.spec import RunSpec, from_arguments, split_columns  # noqa: PLC0415
-
     columns = None if text_columns is None else split_columns(text_columns)
     given = {**options, "text_columns": columns, "settings": parse_settings(settings) or None}
     given["extend"] = extend or None

@@ -11,14 +11,13 @@ from rgft.batches import Example, TextInputs
 from rgft.errors import InputError
 from rgft.images import ImageInputs
 from rgft.models import check_modality, writes_as
-from rgft.spec import MAX_LENGTH, RunSpec
+from rgft.spec import BEAMS, MAX_LENGTH, MAX_TARGET_LENGTH, WRITTEN_ROWS, RunSpec
 from rgft.tasks import TaskData
 from rgft.tasks.prompts import default_prompt
 from rgft.text_metrics import JUDGES
-from rgft.text_to_text import INPUTS, Limits, TextToTextInputs
+from rgft.text_to_text import INPUTS, TextToTextInputs, Writing
 
 ASKED = ("prompt", "max_target_length", "beams", "written_rows")  # of texts to write alone
-MAX_TARGET_LENGTH = 64
 
 
 class Inputs(Protocol):
@@ -109,12 +108,16 @@ def _text_to_text(spec: RunSpec, task: TaskData) -> TextToTextInputs:
             f"the metric of '{task.name}' is {task.metric!r}; allowed for texts to write: "
             f"{', '.join(JUDGES)}"
         )
-    answer = MAX_TARGET_LENGTH if spec.max_target_length is None else spec.max_target_length
     prompt = task.prompt if spec.prompt is None else spec.prompt
     kind = INPUTS[writes_as(spec.model, task.name)]
-    limits = Limits(spec.max_length, answer)
+    writing = Writing(
+        spec.max_length,
+        answer=spec.max_target_length or MAX_TARGET_LENGTH,
+        beams=spec.beams or BEAMS,
+        rows=spec.written_rows or WRITTEN_ROWS,
+    )
     return kind(
-        spec.model, default_prompt(task.input_columns) if prompt is None else prompt, limits
+        spec.model, default_prompt(task.input_columns) if prompt is None else prompt, writing
     )
 
 

@@ -170,7 +170,7 @@ def save_ledgers(output_dir: Path, error_map: ErrorMap, ledger: Ledger) -> None:
 
 
 def save_written(output_dir: Path, written: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    """What the model wrote for rows of each split at the end, beside what would have answered."""
+    """What the model read and wrote for rows of each split at the end, and the references."""
     lines = [
         json.dumps({"split": split, **row}) + "\n"
         for split, rows in written.items()

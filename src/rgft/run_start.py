@@ -26,9 +26,9 @@ from rgft.spec import RunSpec
 from rgft.spending import Spending, parse_budget
 from rgft.survey import Survey
 from rgft.tasks import TaskData
-from rgft.text_trainer import WRITTEN_ROWS
+from rgft.text_to_text import TextToTextInputs
 
-DEPTH_OF_LAYERS = 1  # of the first: everything but the embeddings trains
+ABOVE_EMBEDDINGS = 1  # depth of the first layer
 
 
 def priced(  # noqa: PLR0913 - what it is made of
@@ -53,7 +53,8 @@ def priced(  # noqa: PLR0913 - what it is made of
     with waiting("pricing full fine-tuning"):
         full = full_fine_tuning_flops(costs, shapes, inputs.longest(rows), inputs)
     budget = parse_budget(spec.budget)
-    yardstick = task_yardstick(task, spec.written_rows or WRITTEN_ROWS) if budget.auto else None
+    written = inputs.writing.rows if isinstance(inputs, TextToTextInputs) else None
+    yardstick = task_yardstick(task, written) if budget.auto else None
     return Spending(meter, budget, full=full, yardstick=yardstick)
 
 
@@ -72,7 +73,7 @@ def begin(  # noqa: PLR0913 - what the choice is made from
     if spending is None or recipes is None:
         return None, config, Recipe(method.lr, STANDARD_BATCH)
     if task.kind == "generation":  # there are no labels that a layer could know
-        below = config.frozen_below or DEPTH_OF_LAYERS
+        below = config.frozen_below or ABOVE_EMBEDDINGS
         return None, replace(config, frozen_below=below), recipes.deep
     if config.frozen_below:
         share = frozen_share(spending.meter.model, config.frozen_below)

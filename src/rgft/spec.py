@@ -17,6 +17,7 @@ from rgft.spending import parse_budget
 
 PRECISIONS = ("float32", "bfloat16")
 MAX_LENGTH = 128
+MAX_TARGET_LENGTH, BEAMS, WRITTEN_ROWS = 64, 1, 128  # of texts to write, where not given
 CACHES = ("float32", "bfloat16", "int8", "off")
 RULES: dict[str, Rule] = {
     "epochs": POSITIVE,
@@ -66,10 +67,10 @@ class RunSpec:
         prompt: Where texts are written: what the model reads, with text columns in braces; None for
             the task's.
         max_target_length: Tokens that these texts are cut at, and the most that are written; None
-            for 64.
-        beams: Width of the beam search by which they are written; None for 1, greedily.
+            for `MAX_TARGET_LENGTH`.
+        beams: Width of the beam search by which they are written; None for `BEAMS`.
         written_rows: Most rows of a split for which texts are written at an evaluation; None for
-            128.
+            `WRITTEN_ROWS`.
         max_train_rows: Most rows of the training split that are used; None for all. Which ones does
             not depend on the seed.
         max_evaluation_rows: Most rows of each other split that are used; None for all.

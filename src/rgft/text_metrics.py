@@ -9,7 +9,14 @@ from fractions import Fraction
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 _CUE = re.compile(r"the (?:final )?answer is:?|####", re.IGNORECASE)
-_AROUND = " .!?$%"  # of an amount or a percentage, which GSM8K writes as plain numbers
+_BEFORE = re.compile(r"(?:[ !?$%]|\.(?!\d))*")  # amounts and percentages count as plain numbers
+_BEHIND = " .!?$%"
+_NUMBER = (
+    re.compile(  # bounded: models write what would take hours to work out, such as 1e999999999
+        r"[-+]?(?:\d{1,30}/\d{1,30}|(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:e[-+]?\d{1,2})?)",
+        re.IGNORECASE,
+    )
+)
 
 Texts = Sequence[str]
 
@@ -76,7 +83,8 @@ def final_answer(text: str) -> str | None:
     behind = _CUE.split(text)
     if len(behind) < 2:
         return None
-    return behind[-1].strip(" ").split("\n", 1)[0].strip(_AROUND)
+    line = behind[-1].strip(" ").split("\n", 1)[0]
+    return line[_BEFORE.match(line).end() :].rstrip(_BEHIND)  # type: ignore[union-attr]
 
 
 def commonest_answer(references: Sequence[Texts]) -> float:
@@ -90,10 +98,13 @@ def commonest_answer(references: Sequence[Texts]) -> float:
 
 
 def _value(text: str) -> Fraction | str:
-    """The value of a number or a fraction; else the text."""
+    """The value of a number or a fraction of some 30 digits; else the text."""
+    plain = text.replace(",", "")
+    if _NUMBER.fullmatch(plain) is None:
+        return text
     try:
-        return Fraction(text.replace(",", ""))
-    except (ValueError, ZeroDivisionError):
+        return Fraction(plain)
+    except ZeroDivisionError:
         return text
 
 

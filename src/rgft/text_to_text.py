@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,20 +22,25 @@ from rgft.tasks.task import TaskData
 
 MULTIPLE = 8  # lengths are padded to it: there are two of them, and each pair has to be priced
 EVALUATION_BATCH = 8  # a row has an output for each word of the vocabulary at each position
-IDS, LABELS, REFERENCES = "input_ids", "labels", "references"
+IDS, LABELS = "input_ids", "labels"
+ROW, PROMPT, REFERENCES = "row", "prompt", "references"  # of what is evaluated
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """Tokens that texts are cut at.
+class Writing:
+    """How much is read and learned, and how texts are written.
 
     Attributes:
-        prompt: Of what is read.
-        answer: Of what is learned; and as many are written at most.
+        prompt: Tokens that what is read is cut at.
+        answer: Tokens that what is learned is cut at; and as many are written at most.
+        beams: Width of the search that writes; 1 takes the most probable token each time.
+        rows: Most rows of a split for which texts are written.
     """
 
     prompt: int
     answer: int
+    beams: int
+    rows: int
 
 
 class TextToTextInputs(ABC):
@@ -44,11 +49,11 @@ class TextToTextInputs(ABC):
     Args:
         model: Folder, hub id or packaged name.
         prompt: What it reads, with columns in braces.
-        limits: Tokens that texts are cut at.
+        writing: Lengths of texts, and how they are written.
 
     Attributes:
         losses: Kind of the model's loss, as `rgft.sample_losses` names it.
-        limits: Tokens that texts are cut at.
+        writing: As given.
 
     Raises:
         InputError: The tokenizer cannot be loaded, or has no token that ends a text.
@@ -59,9 +64,9 @@ class TextToTextInputs(ABC):
     multiple = MULTIPLE
     evaluation_batch = EVALUATION_BATCH
 
-    def __init__(self, model: str, prompt: str, limits: Limits) -> None:
+    def __init__(self, model: str, prompt: str, writing: Writing) -> None:
         self.processor: Any = load_tokenizer(model)
-        self.limits = limits
+        self.writing = writing
         self._model, self._prompt = model, prompt
         if self.processor.eos_token_id is None:
             raise InputError(
@@ -83,15 +88,15 @@ class TextToTextInputs(ABC):
         del labels
         loaded = load_writer(self._model, self.architecture)
         most = getattr(loaded.config, "max_position_embeddings", None)
-        if isinstance(most, int) and self._positions() > most:
+        name, positions = self._positions()
+        if isinstance(most, int) and positions > most:
             raise InputError(
-                f"max_length is {self.limits.prompt} and max_target_length {self.limits.answer}: "
-                f"that is more than the {most} tokens that '{self._model}' takes; give less"
+                f"{name} {positions}, but '{self._model}' takes {most} tokens; give less"
             )
         return loaded
 
     def examples(self, task: TaskData, split: str) -> list[Example]:
-        """Tokens of prompt and answer of every row; all references, but for those of "train".
+        """Tokens of prompt and answer of every row; beside them texts, but for those of "train".
 
         Rows are in their order in "train", and from short to long elsewhere.
         """
@@ -99,20 +104,23 @@ class TextToTextInputs(ABC):
         check_prompt(self._prompt, columns)
         rows = list(zip(*(data[column][:] for column in columns), strict=True))
         references = data[task.label_column][:]
-        examples: list[Example] = []
+        prompts: list[str] = []
+        pairs: list[tuple[list[int], list[int]]] = []
         with bar(f"tokenizing {split}", len(rows), "row", delay=1) as shown:
             for start in range(0, len(rows), CHUNK):
                 texts = [
                     render(self._prompt, dict(zip(columns, row, strict=True)))
                     for row in rows[start : start + CHUNK]
                 ]
-                examples += self._encoded(texts, [r[0] for r in references[start : start + CHUNK]])
+                prompts += texts if split != "train" else ()
+                pairs += self._encoded(texts, [r[0] for r in references[start : start + CHUNK]])
                 shown.update(len(texts))
+        examples = [self._joined(read, answer[: self.writing.answer]) for read, answer in pairs]
         if split == "train":
-            self._warn_of_cut_answers(examples)
+            self._warn_of_cut_answers([len(answer) for _, answer in pairs])
             return examples
-        for example, texts in zip(examples, references, strict=True):
-            example[REFERENCES] = list(texts)
+        for i, (example, texts) in enumerate(zip(examples, references, strict=True)):
+            example |= {ROW: i, PROMPT: prompts[i], REFERENCES: list(texts)}
         return sorted(examples, key=lambda example: sum(self.lengths(example)))
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
@@ -146,12 +154,18 @@ class TextToTextInputs(ABC):
         """The texts that a model has written for `questions`."""
 
     @abstractmethod
-    def _encoded(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Example]:
-        """Tokens of prompts and answers."""
+    def _encoded(
+        self, prompts: Sequence[str], answers: Sequence[str]
+    ) -> Iterable[tuple[list[int], list[int]]]:
+        """Tokens of prompts, cut, and of answers, whole."""
 
     @abstractmethod
-    def _positions(self) -> int:
-        """The most positions that a model has to know."""
+    def _joined(self, read: list[int], answer: list[int]) -> Example:
+        """A sample of tokens to read and tokens to learn."""
+
+    @abstractmethod
+    def _positions(self) -> tuple[str, int]:
+        """The most positions that a model has to know, and words that go before the number."""
 
     def _padded(self, rows: Sequence[Sequence[int]], multiple: int = 1) -> dict[str, Tensor]:
         return {
@@ -159,13 +173,12 @@ class TextToTextInputs(ABC):
             "attention_mask": _rectangle([[1] * len(row) for row in rows], 0, multiple),
         }
 
-    def _warn_of_cut_answers(self, examples: Sequence[Example]) -> None:
+    def _warn_of_cut_answers(self, lengths: Sequence[int]) -> None:
         """Answers that are cut have no end to learn."""
-        end = self.processor.eos_token_id
-        cut = sum(example[LABELS][-1] != end for example in examples)
+        cut = sum(length > self.writing.answer for length in lengths)
         if cut:
             warnings.warn(
-                f"{cut} of {len(examples)} answers to learn are cut at {self.limits.answer} tokens "
+                f"{cut} of {len(lengths)} answers to learn are cut at {self.writing.answer} tokens "
                 "and lose their end; --max-target-length is for that",
                 RuntimeWarning,
                 stacklevel=2,
@@ -191,21 +204,23 @@ class EncoderDecoderInputs(TextToTextInputs):
         del questions
         return _decoded(self.processor, tokens)
 
-    def _encoded(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Example]:
+    def _encoded(
+        self, prompts: Sequence[str], answers: Sequence[str]
+    ) -> Iterable[tuple[list[int], list[int]]]:
         # spaces around a text mean nothing to an encoder, and not all tokenizers drop them
         read = self.processor(
             [prompt.strip() for prompt in prompts],
             truncation=True,
-            max_length=min(self.limits.prompt, self.processor.model_max_length),
+            max_length=self.writing.prompt,
         )[IDS]
-        learned = self.processor(text_target=list(answers))[IDS]
-        return [
-            {IDS: ids, LABELS: labels[: self.limits.answer]}
-            for ids, labels in zip(read, learned, strict=True)
-        ]
+        return zip(read, self.processor(text_target=list(answers))[IDS], strict=True)
 
-    def _positions(self) -> int:
-        return max(self.limits.prompt, self.limits.answer)
+    def _joined(self, read: list[int], answer: list[int]) -> Example:
+        return {IDS: read, LABELS: answer}
+
+    def _positions(self) -> tuple[str, int]:
+        longer = max(self.writing.prompt, self.writing.answer)
+        return "the larger of max_length and max_target_length is", longer
 
 
 class DecoderInputs(TextToTextInputs):
@@ -231,28 +246,30 @@ class DecoderInputs(TextToTextInputs):
         """What stands behind the prompts."""
         return _decoded(self.processor, tokens[:, questions[IDS].shape[1] :])
 
-    def _encoded(self, prompts: Sequence[str], answers: Sequence[str]) -> list[Example]:
+    def _encoded(
+        self, prompts: Sequence[str], answers: Sequence[str]
+    ) -> Iterable[tuple[list[int], list[int]]]:
         end = self.processor.eos_token_id
         cue = len(self.processor(ending(self._prompt), add_special_tokens=False)[IDS])
         read = [self._shortened(ids, cue) for ids in self.processor(list(prompts))[IDS]]
         learned = self.processor(list(answers), add_special_tokens=False)[IDS]
-        examples = []
-        for ids, answer in zip(read, learned, strict=True):
-            labels = [*answer, end][: self.limits.answer]
-            examples.append({IDS: [*ids, *labels], LABELS: [*[IGNORED] * len(ids), *labels]})
-        return examples
+        return zip(read, ([*answer, end] for answer in learned), strict=True)
+
+    def _joined(self, read: list[int], answer: list[int]) -> Example:
+        return {IDS: [*read, *answer], LABELS: [*[IGNORED] * len(read), *answer]}
 
     def _shortened(self, ids: list[int], cue: int) -> list[int]:
         """A prompt without what is too much before its cue, the text behind its last column."""
         if ids[-1] == self.processor.eos_token_id:
             ids = ids[:-1]  # some tokenizers end every text
-        if len(ids) <= self.limits.prompt:
+        if len(ids) <= self.writing.prompt:
             return ids
-        cue = min(cue, self.limits.prompt // 2)
-        return ids[: self.limits.prompt - cue] + ids[len(ids) - cue :]
+        cue = min(cue, self.writing.prompt // 2)
+        return ids[: self.writing.prompt - cue] + ids[len(ids) - cue :]
 
-    def _positions(self) -> int:
-        return self.limits.prompt + self.limits.answer
+    def _positions(self) -> tuple[str, int]:
+        both = self.writing.prompt + self.writing.answer
+        return "max_length and max_target_length are together", both
 
 
 INPUTS: Mapping[Architecture, type[TextToTextInputs]] = {

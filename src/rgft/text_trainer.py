@@ -13,10 +13,9 @@ from rgft.recorder import RunRecorder
 from rgft.run_trainer import RunTrainer, Sampling
 from rgft.sample_losses import sample_losses, sample_tokens
 from rgft.text_metrics import JUDGES
-from rgft.text_to_text import REFERENCES, TextToTextInputs
+from rgft.text_to_text import PROMPT, REFERENCES, ROW, TextToTextInputs
 from rgft.writing import spread, write
 
-BEAMS, WRITTEN_ROWS = 1, 128
 MOST = 700.0  # beyond it e^loss is no number
 
 
@@ -28,12 +27,10 @@ class TextTrainer(RunTrainer):
         inputs: Of the run.
         sampling: How it goes through the training samples.
         metric: Headline metric, which says how written texts are judged.
-        beams: Width of the search that writes.
-        rows: Most rows of a split for which texts are written.
         settings: Those of `RunTrainer`.
 
     Attributes:
-        written: By split that was evaluated last: rows with references and what was written.
+        written: By split that was evaluated last: what was read and written, with references.
     """
 
     def __init__(  # noqa: PLR0913 - what a run consists of
@@ -43,8 +40,6 @@ class TextTrainer(RunTrainer):
         sampling: Sampling,
         *,
         metric: str,
-        beams: int | None,
-        rows: int | None,
         **settings: Any,
     ) -> None:
         super().__init__(
@@ -57,23 +52,22 @@ class TextTrainer(RunTrainer):
         )
         self.model_accepts_loss_kwargs = False  # a model's loss is the mean over a batch's tokens
         self._inputs, self._metric = inputs, metric
-        self._beams, self._rows = beams or BEAMS, rows or WRITTEN_ROWS
         self.written: dict[str, list[dict[str, Any]]] = {}
 
     def evaluation_loop(self, dataloader: Any, *args: Any, **kwargs: Any) -> Any:
         """The Trainer's, and then the model writes."""
         output = super().evaluation_loop(dataloader, *args, **kwargs)
         prefix = kwargs.get("metric_key_prefix", "eval")
-        rows = spread(dataloader.dataset, self._rows)
+        rows = spread(dataloader.dataset, self._inputs.writing.rows)
         with self.compute_loss_context_manager():
             model = self.accelerator.unwrap_model(self.model)
-            texts = write(model, self._inputs, rows, self._beams, self._processes)
+            texts = write(model, self._inputs, rows, self._processes)
         references = [row[REFERENCES] for row in rows]
         found = JUDGES[self._metric](texts, references)
         output.metrics.update({f"{prefix}_{name}": value for name, value in found.items()})
         self.written[prefix] = [
-            {"written": text, REFERENCES: answers}
-            for text, answers in zip(texts, references, strict=True)
+            {ROW: row[ROW], PROMPT: row[PROMPT], "written": text, REFERENCES: row[REFERENCES]}
+            for row, text in zip(rows, texts, strict=True)
         ]
         return output
 

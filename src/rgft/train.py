@@ -246,8 +246,6 @@ def _trainer(
             inputs,
             prepared.sampling,
             metric=task.metric,
-            beams=spec.beams,
-            rows=spec.written_rows,
         )
     return partial(
         RunTrainer,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from rgft.batches import Example
 from rgft.processes import Processes
 from rgft.text_to_text import TextToTextInputs
 
+OWN = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id", "forced_eos_token_id")
 Row = Mapping[str, Any]
 
 
@@ -30,20 +32,18 @@ def write(
     model: Any,
     inputs: TextToTextInputs,
     examples: Sequence[Row],
-    beams: int,
     processes: Processes | None = None,
 ) -> list[str]:
     """What the model writes for each example.
 
-    Nothing is drawn at random, and of the settings that lie beside a model's weights only tokens
-    that it forces at the start or the end have a part in it: texts are the most probable ones of
-    those that the search meets.
+    Nothing is drawn at random, and of the settings that lie beside a model's weights only the
+    tokens that it starts with, or forces at the start or the end, have a part in it: texts are the
+    most probable ones of those that the search meets.
 
     Args:
         model: In any mode, which it keeps.
-        inputs: Makes its batches.
+        inputs: Makes its batches, and says how to search.
         examples: As `inputs` has made them.
-        beams: Width of the search; 1 takes the most probable token each time.
         processes: Those that share the batches among them; all get all texts.
     """
     batches = [
@@ -54,10 +54,10 @@ def write(
     device, mode = next(model.parameters()).device, model.training
     model.eval()
     written: list[list[str]] = []
-    with torch.no_grad():
+    with torch.no_grad(), _searching(model, inputs) as search:
         for batch in batches[rank::size]:
             questions = {k: v.to(device) for k, v in inputs.questions(batch).items()}
-            tokens = model.generate(**questions, generation_config=_search(inputs, beams))
+            tokens = model.generate(**questions, generation_config=search)
             written.append(inputs.written(tokens.cpu(), questions))
     model.train(mode)
     if processes is None:
@@ -76,24 +76,23 @@ def _in_order(gathered: Sequence[str], batches: Sequence[Sequence[Row]], size: i
     return [text for i in range(len(batches)) for text in texts[i]]
 
 
-def _search(inputs: TextToTextInputs, beams: int) -> Any:
-    """Settings of the search: what is not said here is the model's own."""
-    from transformers import GenerationConfig  # noqa: PLC0415 - slow to import
+@contextmanager
+def _searching(model: Any, inputs: TextToTextInputs) -> Iterator[Any]:
+    """How to search. It is the model's own way, too, for that long: `generate` asks both."""
+    from transformers import GenerationConfig, GenerationMixin  # noqa: PLC0415 - slow to import
 
-    return GenerationConfig(
-        max_new_tokens=inputs.limits.answer,
-        num_beams=beams,
+    writer: Any = next(m for m in model.modules() if isinstance(m, GenerationMixin))
+    own = writer.generation_config
+    search = GenerationConfig(
+        max_new_tokens=inputs.writing.answer,
+        num_beams=inputs.writing.beams,
         do_sample=False,
         pad_token_id=inputs.processor.pad_token_id,
         eos_token_id=inputs.processor.eos_token_id,
-        min_length=0,
-        min_new_tokens=0,
-        length_penalty=1.0,
-        repetition_penalty=1.0,
-        no_repeat_ngram_size=0,
-        encoder_no_repeat_ngram_size=0,
-        early_stopping=False,
-        temperature=1.0,
-        top_k=50,
-        top_p=1.0,
+        **{name: getattr(own, name) for name in OWN},
     )
+    writer.generation_config = search
+    try:
+        yield search
+    finally:
+        writer.generation_config = own

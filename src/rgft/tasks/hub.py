@@ -98,6 +98,11 @@ def from_tables(task: HubTask, tables: Mapping[str, Table], source: str) -> Task
         for name, table in tables.items()
         if not (name == "test" and _is_unlabelled(task, table))
     }
+    return of_splits(task, with_validation(splits, task.input_columns, task.label_column, source))
+
+
+def of_splits(task: HubTask, splits: Mapping[str, datasets.Dataset]) -> TaskData:
+    """The task with splits as `encode` makes them."""
     return TaskData(
         name=task.name,
         kind=task.kind,
@@ -105,7 +110,7 @@ def from_tables(task: HubTask, tables: Mapping[str, Table], source: str) -> Task
         label_column=task.label_column,
         label_names=task.label_names,
         metric=task.metric,
-        splits=with_validation(splits, task.input_columns, task.label_column, source),
+        splits=splits,
         modality=task.modality,
         prompt=task.prompt,
     )

@@ -8,7 +8,6 @@ split measures less than the test split does.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -17,6 +16,7 @@ from rgft.tasks.hub import (
     HubTask,
     encode,
     load_hub_task,
+    of_splits,
     tables_of,
 )
 from rgft.tasks.hub import (
@@ -64,16 +64,7 @@ def load_metamathqa(data: Path | None = None) -> TaskData:
     splits["train"] = _short(splits["train"])
     if not {"validation", "test"} <= splits.keys():
         splits = {**_questions(), **splits}
-    return TaskData(
-        name=METAMATHQA.name,
-        kind=METAMATHQA.kind,
-        input_columns=METAMATHQA.input_columns,
-        label_column=METAMATHQA.label_column,
-        label_names=(),
-        metric=METAMATHQA.metric,
-        splits=splits,
-        prompt=METAMATHQA.prompt,
-    )
+    return of_splits(METAMATHQA, splits)
 
 
 def is_available() -> bool:
@@ -93,11 +84,9 @@ def _short(rows: datasets.Dataset) -> datasets.Dataset:
 def _questions() -> dict[str, datasets.Dataset]:
     """Validation and test, in MetaMathQA's columns."""
     task = load_hub_task(GSM8K)
-    if len(task.splits["validation"]) > VALIDATION_ROWS:
-        of = replace(task, splits={name: task.splits[name] for name in ("train", "validation")})
-        task = replace(
-            task, splits={**task.splits, **fewer_evaluation_rows(of, VALIDATION_ROWS).splits}
-        )
-    names = {"question": "query", "answer": "response"}
     wanted = {name: rows for name, rows in task.splits.items() if name != "train"}
+    if len(wanted["validation"]) > VALIDATION_ROWS:
+        fewer = fewer_evaluation_rows(task, VALIDATION_ROWS).splits
+        wanted["validation"] = fewer["validation"]
+    names = {"question": "query", "answer": "response"}
     return {name: rows.rename_columns(names) for name, rows in wanted.items()}
