@@ -9,13 +9,12 @@ from fractions import Fraction
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
 _CUE = re.compile(r"the (?:final )?answer is:?|####", re.IGNORECASE)
-_BEFORE = re.compile(r"(?:[ !?$%]|\.(?!\d))*")  # amounts and percentages count as plain numbers
+_BEFORE = re.compile(r"^(?:[ !?$%]|\.(?!\d))+")  # amounts and percentages count as plain numbers
 _BEHIND = " .!?$%"
-_NUMBER = (
-    re.compile(  # bounded: models write what would take hours to work out, such as 1e999999999
-        r"[-+]?(?:\d{1,30}/\d{1,30}|(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:e[-+]?\d{1,2})?)",
-        re.IGNORECASE,
-    )
+# bounded, since models write what would take hours to work out, such as 1e999999999
+_NUMBER = re.compile(
+    r"[-+]?(?:\d{1,30}/\d{1,30}|(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:e[-+]?\d{1,2})?)",
+    re.IGNORECASE,
 )
 
 Texts = Sequence[str]
@@ -84,7 +83,7 @@ def final_answer(text: str) -> str | None:
     if len(behind) < 2:
         return None
     line = behind[-1].strip(" ").split("\n", 1)[0]
-    return line[_BEFORE.match(line).end() :].rstrip(_BEHIND)  # type: ignore[union-attr]
+    return _BEFORE.sub("", line).rstrip(_BEHIND)
 
 
 def commonest_answer(references: Sequence[Texts]) -> float:

@@ -33,7 +33,7 @@ class TextTrainer(RunTrainer):
         written: By split that was evaluated last: what was read and written, with references.
     """
 
-    def __init__(  # noqa: PLR0913 - what a run consists of
+    def __init__(
         self,
         recorder: RunRecorder,
         inputs: TextToTextInputs,
