@@ -193,6 +193,18 @@ def test_no_setting_beside_the_weights_has_a_part_in_writing(
     assert beams != alone
 
 
+def test_tokens_that_a_model_forces_are_written(folders: dict[str, Path]) -> None:
+    inputs = inputs_of(folders["bart"])
+    model: Any = inputs.load_model(())
+    rows = inputs.examples(load_pairs(folders["data"], "summary"), "test")[::3]
+    first, last = tiny_texts.FILLER[0], tiny_texts.FILLER[1]
+    ids = inputs.processor.convert_tokens_to_ids([first, last])
+    model.generation_config.update(forced_bos_token_id=ids[0], forced_eos_token_id=ids[1])
+    texts = [text.split() for text in write(model, inputs, rows)]
+    assert {text[0] for text in texts} == {first}
+    assert {text[-1] for text in texts if len(text) == WRITING.answer} == {last}
+
+
 # methods
 
 
