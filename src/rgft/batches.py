@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rgft.errors import InputError
 from rgft.models import load_classifier, load_tokenizer
 from rgft.progress import bar
 from rgft.residuals import SAMPLE_IDS
@@ -105,8 +106,20 @@ class TextInputs:
         return tuple(self.processor.vocab_files_names.values())
 
     def load_model(self, labels: tuple[str, ...]) -> nn.Module:
-        """The classifier with a new head."""
-        return load_classifier(self._model, labels, self.processor.pad_token_id)
+        """The classifier with a new head.
+
+        Raises:
+            InputError: It reads a text by its end token, which the tokenizer does not set.
+        """
+        loaded: Any = load_classifier(self._model, labels, self.processor.pad_token_id)
+        config = loaded.config
+        ends = self.processor("a")["input_ids"][-1] == config.eos_token_id
+        if config.is_encoder_decoder and not ends:
+            raise InputError(
+                f"the tokenizer of '{self._model}' ends no text with the model's end token, by "
+                f"which {type(loaded).__name__} reads it; give one that does, or another model"
+            )
+        return loaded
 
     def examples(self, task: TaskData, split: str) -> list[Example]:
         """Token ids and label of every row of a split."""
@@ -121,6 +134,9 @@ class TextInputs:
         return max(examples, key=self.lengths)
 
     def cut(self, example: Example, lengths: Sequence[int]) -> Example:
-        """Its first tokens."""
+        """Its first tokens, and the last, which may be what ends a text."""
         (most,) = lengths
-        return {k: v[:most] if isinstance(v, list) else v for k, v in example.items()}
+        return {
+            k: [*v[: most - 1], v[-1]] if isinstance(v, list) and len(v) > most else v
+            for k, v in example.items()
+        }

@@ -78,8 +78,9 @@ def inspect_model(
 
 def _text_model(model: str) -> tuple[Any, list[Batch]]:
     """A classifier and the batches of a calibration, the one that costs are of first."""
-    loaded = load_classifier(model, LABELS, load_tokenizer(model).pad_token_id)
-    return loaded, [_texts(*shape) for shape in TIMED]
+    loaded: Any = load_classifier(model, LABELS, load_tokenizer(model).pad_token_id)
+    end = loaded.config.eos_token_id if loaded.config.is_encoder_decoder else 0
+    return loaded, [_texts(*shape, end) for shape in TIMED]
 
 
 def _image_model(model: str) -> tuple[Any, list[Batch]]:
@@ -87,8 +88,10 @@ def _image_model(model: str) -> tuple[Any, list[Batch]]:
     return inputs.load_model(LABELS), [inputs.blank(rows) for rows in TIMED_IMAGES]
 
 
-def _texts(rows: int, tokens: int) -> Batch:
+def _texts(rows: int, tokens: int, end: int) -> Batch:
+    """Texts that end with `end`: encoder-decoders read them by it."""
     ids = torch.zeros(rows, tokens, dtype=torch.long)
+    ids[:, -1] = end
     labels = torch.zeros(rows, dtype=torch.long)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 

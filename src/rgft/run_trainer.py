@@ -129,6 +129,7 @@ class RunTrainer(Trainer):  # type: ignore[misc]
         allocation: Resumable | None = None,
         **settings: Any,
     ) -> None:
+        settings.setdefault("preprocess_logits_for_metrics", _first)
         super().__init__(**settings, compute_metrics=self._metrics)
         self._recorder, self._kind, self._measure = recorder, kind, measure
         self._sampling, self._identified = sampling, identified
@@ -282,3 +283,9 @@ def of_labels(
         losses = sample_losses(torch.as_tensor(logits), torch.as_tensor(labels), kind)
         found["loss"] = float(losses.mean())
     return found
+
+
+def _first(outputs: Any, labels: Any) -> Any:
+    """The logits, without what the encoder of an encoder-decoder put out."""
+    del labels
+    return outputs[0] if isinstance(outputs, tuple) else outputs

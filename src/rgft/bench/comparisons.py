@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +39,9 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """In a word; "tie" wherever the interval holds 0 or there is none."""
+        """In a word; "tie" wherever the interval holds 0, "too few" runs where there is none."""
+        if math.isnan(self.low):
+            return "too few"
         if self.low > 0:
             return "better"
         return "worse" if self.high < 0 else "tie"

@@ -166,5 +166,5 @@ def shown(problem: Problem, found: Sequence[Result]) -> str:
     if len({other.rows for other in others}) > 1:
         parts.append(f"{problem.rows} rows" if problem.rows else "all rows")
     if len({other.epochs for other in others}) > 1:
-        parts.append(f"{problem.epochs:g} epochs")
+        parts.append(f"{problem.epochs:g} epoch{'s' * (problem.epochs != 1)}")
     return ", ".join(parts)

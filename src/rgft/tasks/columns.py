@@ -39,7 +39,7 @@ def find_label_column(table: Table, named: str | None = None) -> str:
     )
     raise InputError(
         f"{table.source}: {problem} (columns: {list(table.columns)}); "
-        f"name it with --label-column (label_column=...)"
+        "name it with --label-column, or with --target-column if it holds texts to write"
     )
 
 
