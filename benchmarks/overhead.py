@@ -13,15 +13,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from invocation import invocation
 from torch import nn
 
 import rgft
@@ -135,7 +134,7 @@ def main() -> None:
     if given.record is not None:
         record = {
             "started": started,
-            "command": shlex.join(["python", "benchmarks/overhead.py", *sys.argv[1:]]),
+            "command": invocation(__file__, "--record"),
             "results": results,
         }
         records.note_environment(record, 0)

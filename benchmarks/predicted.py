@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shlex
-import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -26,6 +24,7 @@ from typing import Any
 import torch
 from budgets import Batch, Setup, decoder, encoder, loss_of, vision
 from counting import Counter
+from invocation import invocation
 from torch import nn
 
 import rgft
@@ -212,7 +211,7 @@ def main() -> None:
     if given.record is not None:
         record = {
             "started": started,
-            "command": shlex.join(["python", "benchmarks/predicted.py", *sys.argv[1:]]),
+            "command": invocation(__file__, "--record"),
             "results": rows,
         }
         records.note_environment(record, 0)

@@ -12,15 +12,14 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from invocation import invocation
 
 from rgft import records
 from rgft.atomic import write_text_atomically
@@ -146,7 +145,7 @@ def main() -> None:
     if given.record is not None:
         record = {
             "started": started,
-            "command": shlex.join(["python", "benchmarks/purchase.py", *sys.argv[1:]]),
+            "command": invocation(__file__, "--record"),
             "exact": against,
             "times": times,
         }

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import shlex
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from invocation import invocation
 from torch import Tensor
 
 import rgft
@@ -225,7 +224,7 @@ def main() -> None:
     if given.record is not None:
         record = {
             "started": started,
-            "command": shlex.join(["python", "benchmarks/scale.py", *sys.argv[1:]]),
+            "command": invocation(__file__, "--record"),
             "results": rows,
         }
         records.note_environment(record, 0)

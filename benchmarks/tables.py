@@ -25,7 +25,7 @@ from rgft.bench.results import results
 
 ROOT = Path(__file__).parent.parent
 MARK = re.compile(r"(<!-- records: (\S+) (\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
-MANY = {"ablations": ablations.all_tables, "maps": maps.all_tables}  # with a title each
+MANY = {"ablations": ablations.all_tables, "maps": maps.all_tables}  # under a heading each
 TABLES = {
     "areas": areas.areas,
     "calibration": domains.calibration,
@@ -47,7 +47,7 @@ def filled(text: str) -> str:
             content = llm_table.page(llm.read(path))
         elif match[3] in MANY:
             several = MANY[match[3]](results(load([path])))
-            content = "\n\n".join(f"**{one.title}**\n\n{one.markdown()}" for one in several)
+            content = "\n\n".join(one.section("###") for one in several)
         else:
             content = TABLES[match[3]](results(load([path]))).markdown()
         return f"{match[1]}{content}\n{match[4]}"

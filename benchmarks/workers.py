@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
 import statistics
 import subprocess
 import sys
@@ -22,6 +21,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+from invocation import invocation
 
 from rgft import records
 from rgft.atomic import write_text_atomically
@@ -70,7 +71,7 @@ def main() -> None:
     given = parser.parse_args()
     record: dict[str, Any] = {
         "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "command": shlex.join(["python", "benchmarks/workers.py", *sys.argv[1:]]),
+        "command": invocation(__file__, "--record", "--suite"),
         "suite": SUITE if given.suite is None else given.suite.read_text(encoding="utf-8"),
     }
     runs = []

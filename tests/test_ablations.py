@@ -25,9 +25,9 @@ LEVERS, ABLATIONS = (load_suite(SUITES / f"{name}.yaml") for name in ("levers", 
 FIRST, *OTHERS = {arm.name: arm for arm in (*LEVERS.arms, *ABLATIONS.arms)}.values()
 ROWS = {"train": 192, "validation": 16}
 RATE = 1e-2
-# the labels are noise, so that no layer knows them: all are kept and train, and no output is
-# stored; there are as many of each, and no sample is visited twice
-NO_EFFECT_HERE = ("all-layers", "no-cache", "no-balance", "skip-half")
+# the labels are noise, so that no layer knows them: every one that is kept trains, and no output is
+# stored; and there are as many of each label
+NO_EFFECT_HERE = ("no-cache", "no-balance")
 Run = Callable[[Arm, str], dict[str, Any]]
 
 
@@ -63,12 +63,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 
 @pytest.mark.parametrize("arm", OTHERS, ids=lambda arm: arm.name)
-def test_every_arm_runs_and_does_something(arm: Arm, run: Run) -> None:
+def test_every_arm_runs_and_acts_where_it_can(arm: Arm, run: Run) -> None:
     task = tasks_of(arm)[-1]
     record, first = run(arm, task), run(FIRST, task)
     assert abs(record["flops"]["share"] - 0.3) < 0.1
     losses = [one["metrics"]["validation"]["loss"] for one in (record, first)]
-    assert (losses[0] != losses[1]) or arm.name in NO_EFFECT_HERE
+    assert (losses[0] != losses[1]) == (arm.name not in NO_EFFECT_HERE), losses
 
 
 @pytest.mark.parametrize("suite", [LEVERS, ABLATIONS], ids=lambda suite: suite.name)

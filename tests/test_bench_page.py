@@ -43,7 +43,7 @@ def test_pages_are_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None
     for path in tables.pages():
         text = path.read_text(encoding="utf-8")
         assert tables.filled(text) == text, f"{path.name}: run python benchmarks/tables.py"
-    assert "| trec | 1 | full |" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "| trec | 1 | full |" in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
 def test_a_page_may_have_every_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -54,7 +54,8 @@ def test_a_page_may_have_every_ablation(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "x.jsonl").write_text("".join(lines), encoding="utf-8")
     marks = f"<!-- records: {tmp_path / 'x.jsonl'} ablations -->\n<!-- /records -->"
     text = tables.filled(marks)
-    assert "**beta, from rgft at budget 0.5**" in text and "**p, from rgft at budget 0.5**" in text
+    for option in ("beta", "p"):
+        assert f"### {option}, from rgft at budget 0.5\n\nHeadline metric x 100" in text
     assert text.count("| 0 | beta-0 | 40.0 | -10.0 | - |") == 1
     assert tables.filled(text) == text
 
@@ -114,6 +115,17 @@ def test_an_ablation_has_every_value_in_order_and_the_base_among_them() -> None:
     assert [row[0] for row in p.rows] == ["2", "inf"]
     page = render(records, "ablations")
     assert page.count("Ablation: ") == 2 and "## Ablation: beta, from rgft" in markdown(records)
+
+
+def test_values_of_an_ablation_may_be_lists() -> None:
+    changes = {"text_columns": ["premise", "question"]}
+    records = [record("full", 0, 0.5)]
+    records += [record("pairs", s, 0.7, extends="full", changes=changes) for s in (0, 1)]
+    (one,) = all_ablations(results(records))
+    assert [row[:2] for row in one.rows] == [
+        ["as in full", "full"], ["['premise', 'question']", "pairs"],
+    ]  # fmt: skip
+    assert "premise" in render(records, "lists")
 
 
 def test_what_the_base_has_is_said_only_where_records_say_it() -> None:

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 from scipy import stats
 
-from rgft.bench.maps import all_tables, run_maps
+from rgft.bench.maps import LEAST_COMPONENTS, all_tables, run_maps
 from rgft.bench.maps.agreement import cosine, grouping, over_pairs, rank_correlation
 from rgft.bench.maps.run_maps import profile
 from rgft.bench.page import markdown, render
@@ -161,3 +161,4 @@ def test_the_command_and_the_page_have_the_tables(tmp_path: Path) -> None:
     file.write_text(json.dumps({**records[0], "error_map": late}) + "\n", encoding="utf-8")
     said = CliRunner().invoke(app, ["maps", str(file)], standalone_mode=False)
     assert "nothing to compare: 1 error maps" in str(said.exception)
+    assert f"at least {LEAST_COMPONENTS} components" in str(said.exception)

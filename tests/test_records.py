@@ -1,7 +1,11 @@
-"""The record of a run: where each part of it ran."""
+"""The record of a run: where each part of it ran; and those that are committed."""
 
 from __future__ import annotations
 
+import importlib
+import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,8 @@ import pytest
 from rgft import records
 
 STATUS = Path("/proc/self/status")
+RECORDS = Path(__file__).parent.parent / "benchmarks" / "records"
+ABSOLUTE = re.compile(r"(?<![\w./<])(/|~/|[A-Z]:[\\/])\w+[/\\.\w-]*")
 
 
 @pytest.mark.parametrize(
@@ -55,3 +61,33 @@ def test_a_resume_is_added_to_where_the_run_began(monkeypatch: pytest.MonkeyPatc
     ]
     assert record["resumed"][0]["code_revision"] == "commit 2"
     assert record["resumed"][0]["hardware"] == record["hardware"] == records.hardware()
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Every text in a record, names included."""
+    if isinstance(value, dict):
+        yield from value
+        yield from texts(list(value.values()))
+    elif isinstance(value, list):
+        for one in value:
+            yield from texts(one)
+    elif isinstance(value, str):
+        yield value
+
+
+@pytest.mark.parametrize("path", sorted(RECORDS.iterdir()), ids=lambda path: path.name)
+def test_no_committed_record_names_a_place_of_a_machine(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines() if path.suffix == ".jsonl" else [text]
+    found = [one for line in lines for one in texts(json.loads(line))]
+    assert any(one.startswith(("python benchmarks/", "rgft train ")) for one in found)
+    assert [one for one in found if ABSOLUTE.search(one)] == []
+
+
+def test_files_are_left_out_of_how_a_benchmark_was_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(RECORDS.parent))
+    invocation = importlib.import_module("invocation").invocation
+    given = ["--methods", "lora", "full", "--records", "/a b/c", "--steps", "3", "--place=/d", "-v"]
+    monkeypatch.setattr("sys.argv", ["/somewhere/llm.py", *given])
+    told = invocation("/somewhere/llm.py", "--records", "--place")
+    assert told == "python benchmarks/llm.py --methods lora full --steps 3 -v"

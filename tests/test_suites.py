@@ -11,6 +11,7 @@ from rgft.bench.cells import cell, check_arms_differ, count, points, settled
 from rgft.bench.journal import append_record, read_records
 from rgft.bench.suite import load_suite
 from rgft.errors import InputError
+from rgft.methods import find_method
 
 SUITES = Path(__file__).parent.parent / "benchmarks" / "suites"
 HEAD = "tasks: [trec]\nseeds: [0, 1]\n"
@@ -31,6 +32,14 @@ def test_small_is_what_it_promises() -> None:
         for rate in point.arm.rates:
             assert cell(suite, point, rate, 0).spec.max_train_rows == 2000
     assert count(suite) == sum(len(p.arm.rates) + 2 for p in points(suite))
+    surveyed = find_method("rgft").surveyed
+    assert surveyed is not None
+    assert {r.batch_size for r in (surveyed.shallow, surveyed.wide, surveyed.deep)} == {16}
+    for arm in suite.arms:
+        wanted = (
+            8 if arm.name.startswith("full-") else {"full": None, "rgft": None}.get(arm.name, 16)
+        )
+        assert arm.options.get("batch_size") == wanted, arm.name
 
 
 def test_extending_takes_over_and_changes(tmp_path: Path) -> None:

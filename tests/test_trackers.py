@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,27 @@ def test_wandb_offline(
     assert list(tmp_path.rglob("error_map*.png"))
 
 
-def test_trackio(
-    guided: tuple[Guide, Spending], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
+@pytest.fixture(scope="module")
+def trackio_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where Trackio writes: it asks once, when it is imported."""
+    folder = tmp_path_factory.mktemp("trackio")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRACKIO_DIR", str(folder))
+        import trackio  # noqa: PLC0415
+
+        assert folder == trackio.TRACKIO_DIR
+        yield folder
+
+
+def trackio_logs(project: str) -> list[dict[str, Any]]:
+    """What Trackio has of the one run of a project."""
+    from trackio.sqlite_storage import SQLiteStorage  # noqa: PLC0415
+
+    (run,) = SQLiteStorage.get_runs(project)
+    return list(SQLiteStorage.get_logs(project, run))
+
+
+def test_trackio(guided: tuple[Guide, Spending], trackio_folder: Path) -> None:
     import trackio  # noqa: PLC0415
 
     guide, _ = guided
@@ -86,7 +104,10 @@ def test_trackio(
     run.log(trackers.scalars(guide), step=guide.step)
     trackers.SHOW["trackio"](run, trackers.figure(guide), guide.step)
     trackio.finish()
-    assert list(tmp_path.rglob("*.png"))
+    numbers, image = trackio_logs("rgft")
+    assert {k: numbers[k] for k in (*NAMES, "rgft/trained")} == trackers.scalars(guide)
+    assert numbers["step"] == image["step"] == guide.step == 6
+    assert (trackio_folder / "media" / image[trackers.IMAGE]["file_path"]).stat().st_size > 1000
 
 
 # -- under the Trainer ------------------------------------------------------------------------
@@ -121,8 +142,8 @@ def test_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in expected(callback):
         history = client.get_metric_history(run.info.run_id, name)
         assert [point.step for point in history] == list(range(2, callback.guide.step + 1, 2))
-    if callback.guide.step % 2 == 0:
-        assert {k: run.data.metrics[k] for k in expected(callback)} == expected(callback)
+    assert callback.guide.step % 2 == 0  # the last step is one of those that are logged
+    assert {k: run.data.metrics[k] for k in expected(callback)} == expected(callback)
     assert run.data.metrics["rgft/budget_spent"] > 0.5
     (folder,) = client.list_artifacts(run.info.run_id)
     (image,) = client.list_artifacts(run.info.run_id, folder.path)
@@ -154,10 +175,13 @@ def test_wandb_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert list(tmp_path.rglob("error_map*.png"))
 
 
-def test_trackio_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path))
-    train("trackio", tmp_path)
-    assert list(tmp_path.rglob("*.png"))
+def test_trackio_of_the_trainer(tmp_path: Path, trackio_folder: Path) -> None:
+    callback = train("trackio", tmp_path)
+    *numbers, _, image = trackio_logs("huggingface")
+    assert [one["train/global_step"] for one in numbers] == [2, 4, 6]
+    last = {k: numbers[-1][f"train/{k}"] for k in expected(callback)}
+    assert last == expected(callback)
+    assert (trackio_folder / "media" / image[trackers.IMAGE]["file_path"]).stat().st_size > 1000
 
 
 def test_what_cannot_follow_is_refused(tmp_path: Path) -> None:

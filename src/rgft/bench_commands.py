@@ -129,7 +129,7 @@ def report(
 def compare_maps(places: tuple[Path, ...], markdown: Path | None) -> None:
     """Compare the error maps of runs: over seeds, tasks, methods and a run's course."""
     from rgft.atomic import write_text_atomically  # noqa: PLC0415
-    from rgft.bench.maps import all_tables, run_maps  # noqa: PLC0415
+    from rgft.bench.maps import LEAST_COMPONENTS, all_tables, run_maps  # noqa: PLC0415
     from rgft.bench.page import load  # noqa: PLC0415
     from rgft.bench.results import results  # noqa: PLC0415
 
@@ -138,10 +138,10 @@ def compare_maps(places: tuple[Path, ...], markdown: Path | None) -> None:
     if not tables:
         where = ", ".join(map(str, places))
         raise InputError(
-            f"nothing to compare: {len(run_maps(found))} error maps in {where}; give runs "
-            "of several seeds, tasks or methods with at least 4 components in common"
+            f"nothing to compare: {len(run_maps(found))} error maps in {where}; give runs of "
+            f"several seeds, tasks or methods with at least {LEAST_COMPONENTS} components in common"
         )
-    text = "\n\n".join(f"## {t.title}\n\n{t.caption}\n\n{t.markdown()}" for t in tables)
+    text = "\n\n".join(table.section("##") for table in tables)
     if markdown is None:
         print(text)
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from rgft.bench.comparisons import Comparison, compare, differences, levers
+from rgft.bench.figures import error_bars
 from rgft.bench.results import Result, judged_on, shown
 from rgft.bench.statistics import interval
 from rgft.bench.table import Table, budget_text, interval_text, spread
@@ -22,14 +22,13 @@ class Setting(NamedTuple):
     """An arm, and the value that it gives to the option; None for what the records do not say."""
 
     arm: str
-    value: Any
+    value: str | None
     more: str = ""  # what it changes besides
 
     @property
     def label(self) -> str:
         """How it is shown."""
-        value = f"as in {self.arm}" if self.value is None else f"{self.value}"
-        return value + self.more
+        return (f"as in {self.arm}" if self.value is None else self.value) + self.more
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ def ablations(found: Sequence[Result]) -> list[Ablation]:
             option, *others = changed
             more = "".join(f", {name} {changed[name]}" for name in others)
             place = option, str(run["extends"]), result.budget
-            told.setdefault(place, []).append(Setting(result.arm, changed[option], more))
+            told.setdefault(place, []).append(Setting(result.arm, str(changed[option]), more))
     shown = []
     for (option, base, budget), settings in told.items():
         ran = [r for r in found if (r.arm, r.budget) == (base, budget)]
@@ -89,17 +88,18 @@ def _changed(changes: Mapping[str, Any]) -> dict[str, Any]:
 def _base(arm: str, ran: Sequence[Result], option: str) -> Setting:
     """The base with the value that its runs have, where they all have the same."""
     runs = [run for result in ran for run in result.runs.values()]
-    values = {str(v): v for v in ((r.get("config") or r).get(option, r.get(option)) for r in runs)}
-    plain = len(values) == 1 and not isinstance(next(iter(values.values())), (dict, list))
-    return Setting(arm, next(iter(values.values())) if plain else None)
+    values = [(run.get("config") or run).get(option, run.get(option)) for run in runs]
+    plain = not any(value is None or isinstance(value, (dict, list)) for value in values)
+    texts = set(map(str, values))
+    return Setting(arm, texts.pop() if plain and len(texts) == 1 else None)
 
 
 def _in_order(base: Setting, arms: Sequence[Setting]) -> tuple[Setting, ...]:
     """By value where all are numbers; else the base first."""
     every = [base, *dict.fromkeys(arms)]
     try:
-        return tuple(sorted(every, key=lambda setting: float(setting.value)))
-    except (TypeError, ValueError):
+        return tuple(sorted(every, key=lambda setting: float(setting.value or "")))
+    except ValueError:
         return tuple(every)
 
 
@@ -121,10 +121,15 @@ def table(one: Ablation, found: Sequence[Result], compared: Sequence[Comparison]
     return Table(one.title, caption, header, rows)
 
 
+def with_tables(found: Sequence[Result]) -> list[tuple[Ablation, Table]]:
+    """Every ablation and its table."""
+    compared = compare(found, levers(found), judged_on(found))
+    return [(one, table(one, found, compared)) for one in ablations(found)]
+
+
 def all_tables(found: Sequence[Result]) -> list[Table]:
     """A table for every ablation."""
-    compared = compare(found, levers(found), judged_on(found))
-    return [table(one, found, compared) for one in ablations(found)]
+    return [one for _, one in with_tables(found)]
 
 
 def _arms(one: Ablation) -> set[str]:
@@ -153,11 +158,7 @@ def figure(one: Ablation, found: Sequence[Result]) -> go.Figure:
         drawn.add_scatter(
             x=[html.escape(label) for label, _ in points],
             y=means,
-            error_y={
-                "array": [_length(high - m) for (_, high), m in zip(ends, means, strict=True)],
-                "arrayminus": [_length(m - low) for (low, _), m in zip(ends, means, strict=True)],
-                "thickness": 1,
-            },
+            error_y=error_bars(means, ends),
             mode="lines+markers",
             name=html.escape(shown(problem, found)),
             line={"color": KIND_COLORS[number % len(KIND_COLORS)]},
@@ -166,7 +167,3 @@ def figure(one: Ablation, found: Sequence[Result]) -> go.Figure:
     drawn.update_xaxes(title_text=html.escape(one.option), type="category")
     drawn.update_yaxes(title_text="points")
     return drawn.update_layout(template="plotly_white", height=300)
-
-
-def _length(value: float) -> float | None:
-    return None if math.isnan(value) else max(0.0, value)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from rgft.bench.results import Result, clock, judged_on, shown
 from rgft.bench.statistics import area_under
-from rgft.bench.table import Table, budget_order, budget_text
+from rgft.bench.table import Table, budget_order, budget_text, spread_text
 
 
 def areas(found: Sequence[Result]) -> Table:
@@ -28,7 +28,7 @@ def areas(found: Sequence[Result]) -> Table:
                 (values, [shown(problem, found), arm, ", ".join(map(budget_text, budgets))])
             )
         told.sort(key=lambda row: -_mean(row[0][0]))
-        rows += [[*names, *map(_spread, values)] for values, names in told]
+        rows += [[*names, *map(spread_text, values)] for values, names in told]
     caption = (
         "Mean, over budgets from nothing to the dearest run of the task, of the best headline "
         f"metric x 100 ({split}) that an arm was run to for at most that much; 0 before its "
@@ -53,10 +53,3 @@ def area(own: Sequence[Result], cost: str, limit: float, split: str) -> list[flo
 
 def _mean(values: Sequence[float]) -> float:
     return statistics.fmean(values) if values else 0.0
-
-
-def _spread(values: Sequence[float]) -> str:
-    if not values:
-        return "-"
-    around = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{around}"

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 
 from rgft.bench.results import Result, judged_on, shown
-from rgft.bench.table import Table, budget_order, budget_text, spread
+from rgft.bench.table import Table, budget_order, budget_text, spread, spread_text
 
 OWN_DOMAIN = ("validation", "test")
 CALIBRATION = "calibration_error"
@@ -35,9 +35,8 @@ def calibration(found: Sequence[Result]) -> Table:
         errors = [100 * m[CALIBRATION] for m in told if m.get(CALIBRATION) is not None]
         losses = [m["loss"] for m in told if m.get("loss") is not None]
         if errors and losses:
-            around = f" ± {statistics.stdev(errors):.1f}" if len(errors) > 1 else ""
-            error = f"{statistics.fmean(errors):.1f}{around}"
-            rows.append([*_named(result, found), error, f"{statistics.fmean(losses):.3f}"])
+            loss = f"{statistics.fmean(losses):.3f}"
+            rows.append([*_named(result, found), spread_text(errors), loss])
     caption = (
         f"Expected calibration error x 100 on the {split} split: how far confidence is from "
         "accuracy, over 15 bins of confidence; and the loss there. Lower is better."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
@@ -58,11 +59,7 @@ def _curve(points: Sequence[Result], cost: str, split: str, number: int) -> go.S
     return go.Scatter(
         x=[getattr(r, cost) for r in points],
         y=means,
-        error_y={
-            "array": [max(s) - m for s, m in zip(scores, means, strict=True)],
-            "arrayminus": [m - min(s) for s, m in zip(scores, means, strict=True)],
-            "thickness": 1,
-        },
+        error_y=error_bars(means, [(min(s), max(s)) for s in scores]),
         mode="lines+markers",
         name=arm,
         legendgroup=points[0].arm,
@@ -116,11 +113,7 @@ def waterfall(found: Sequence[Result]) -> go.Figure | None:
                 x=[f"{html.escape(c.base)} → {html.escape(c.arm)}" for c in here],
                 y=[c.difference for c in here],
                 base=[heights[c.arm] - c.difference for c in here],
-                error_y={
-                    "array": [_length(c.high - c.difference) for c in here],
-                    "arrayminus": [_length(c.difference - c.low) for c in here],
-                    "thickness": 1,
-                },
+                error_y=error_bars([c.difference for c in here], [(c.low, c.high) for c in here]),
                 text=[f"{c.difference:+.1f}" for c in here],
                 marker={"color": ["#009e73" if c.difference >= 0 else "#d55e00" for c in here]},
                 showlegend=False,
@@ -164,6 +157,19 @@ def error_maps(found: Sequence[Result]) -> go.Figure | None:
     figure.update_xaxes(showticklabels=False).update_yaxes(showticklabels=False)
     figure.update_annotations(font={"size": 11})
     return figure.update_layout(template="plotly_white", height=60 + 160 * rows)
+
+
+def error_bars(means: Sequence[float], ends: Sequence[tuple[float, float]]) -> dict[str, Any]:
+    """Bars from the lower to the upper end around each mean; none where an end is NaN.
+
+    >>> error_bars([1.0, 2.0], [(0.5, 3.0), (math.nan, math.nan)])["array"]
+    [2.0, None]
+    """
+    return {
+        "array": [_length(high - m) for m, (_, high) in zip(means, ends, strict=True)],
+        "arrayminus": [_length(m - low) for m, (low, _) in zip(means, ends, strict=True)],
+        "thickness": 1,
+    }
 
 
 def _length(value: float) -> float | None:

@@ -15,6 +15,7 @@ from rgft.bench.figures import MOST_MAPS, error_maps, profile, quality_cost, wat
 from rgft.bench.journal import FILE, read_records
 from rgft.bench.record import record_of_run
 from rgft.bench.results import Result, results
+from rgft.bench.table import Table
 from rgft.bench.tables import all_tables
 from rgft.errors import InputError
 from rgft.records import RUN_FILE, read_run
@@ -76,7 +77,6 @@ def render(records: Sequence[Record], title: str) -> str:
     latest = list(by_key(list(map(dict, records))).values())
     found = results(latest)
     shown = panels(found)
-    ablated = list(zip(ablations.all_tables(found), ablation_panels(found), strict=True))
     failed = [record for record in latest if record["status"] == "failed"]
     return template("bench.html.jinja").render(
         title=title,
@@ -84,7 +84,7 @@ def render(records: Sequence[Record], title: str) -> str:
         failed=failed,
         tables=[*all_tables(found), *maps.all_tables(found)],
         panels=shown,
-        ablations=ablated,
+        ablations=ablation_sections(found),
         sources=_sources(latest),
         plotly_js=Markup(get_plotlyjs()) if any(one.figure for one in shown) else None,
     )
@@ -115,14 +115,16 @@ def panels(found: Sequence[Result]) -> list[Panel]:
     ]  # fmt: skip
 
 
-def ablation_panels(found: Sequence[Result]) -> list[Panel]:
-    """A figure for every ablation."""
+def ablation_sections(found: Sequence[Result]) -> list[tuple[Table, Panel]]:
+    """A table and a figure for every ablation."""
+    caption = (
+        "Points gained or lost against the same arm without the change, by task; bars are 95% "
+        "bootstrap intervals over seeds, which are too narrow with three of them."
+    )
     return [
-        panel(ablations.figure(one, found), f"ablation-{number}", one.title,
-              "Points gained or lost against the same arm without the change, by task; bars are "
-              "95% bootstrap intervals over seeds, which are too narrow with three of them.", "")
-        for number, one in enumerate(ablations.ablations(found))
-    ]  # fmt: skip
+        (table, panel(ablations.figure(one, found), f"ablation-{number}", one.title, caption, ""))
+        for number, (one, table) in enumerate(ablations.with_tables(found))
+    ]
 
 
 def markdown(records: Sequence[Record]) -> str:
@@ -130,8 +132,7 @@ def markdown(records: Sequence[Record]) -> str:
     found = results(records)
     told = [("##", table) for table in (*all_tables(found), *maps.all_tables(found))]
     told += [("## Ablation:", table) for table in ablations.all_tables(found)]
-    parts = [f"{mark} {t.title}\n\n{t.caption}\n\n{t.markdown()}" for mark, t in told]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(table.section(mark) for mark, table in told) + "\n"
 
 
 def _sources(records: Sequence[Record]) -> list[tuple[str, str]]:

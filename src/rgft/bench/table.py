@@ -24,18 +24,30 @@ class Table:
         lines = [self.header, ["---"] * len(self.header), *self.rows]
         return "\n".join(f"| {' | '.join(_cell(c) for c in line)} |" for line in lines)
 
+    def section(self, mark: str) -> str:
+        """The same under its title, with how to read it; `mark` is what makes a heading."""
+        return f"{mark} {self.title}\n\n{self.caption}\n\n{self.markdown()}"
+
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 def spread(result: Result, split: str) -> str:
-    """Mean and, of several seeds, standard deviation; x 100."""
-    scores = [100 * score for score in result.scores(split).values()]
-    if not scores:
+    """Mean and deviation of the headline metric over seeds; x 100."""
+    return spread_text([100 * score for score in result.scores(split).values()])
+
+
+def spread_text(values: Sequence[float]) -> str:
+    """Mean and, of several values, standard deviation; a dash where there are none.
+
+    >>> spread_text([1.0, 3.0]), spread_text([1.0]), spread_text([])
+    ('2.0 ± 1.4', '1.0', '-')
+    """
+    if not values:
         return "-"
-    around = f" ± {statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-    return f"{statistics.fmean(scores):.1f}{around}"
+    around = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{around}"
 
 
 def budget_order(budget: float | str) -> tuple[bool, float, str]:
