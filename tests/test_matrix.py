@@ -14,7 +14,11 @@ ROOT = Path(__file__).parent.parent
 NAMED = re.compile(r"(tests/\w+\.py)::(\w+)")
 LOOPS = {"Trainer", "Accelerate", "Lightning", "plain loop"}
 TRAINERS = {"TRL SFTTrainer", "TRL SFTTrainer with LoRA", "TRL DPOTrainer", "sentence-transformers"}
-ALONE = {  # of one framework's own
+ALONE = {  # of one framework's own, or of one of its options
+    "MLflow",
+    "schedule-free AdamW",
+    "schedule-free AdamW, resume",
+    "schedule-free AdamW without split groups",
     "TensorBoard",
     "W&B",
     "Trackio",
@@ -22,6 +26,8 @@ ALONE = {  # of one framework's own
     "residual ledger, resume",
     "residual ledger, data without sample_ids",
     "residual ledger in several processes",
+    "several processes (DDP)",  # the table of engines has them for the others
+    "prefix cache in several processes",
 }
 
 

@@ -167,6 +167,7 @@ def test_wandb_of_the_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     for name, value in {"MODE": "offline", "SILENT": "true", "DIR": str(tmp_path)}.items():
         monkeypatch.setenv(f"WANDB_{name}", value)
+    wandb.teardown()  # it reads the environment once
     callback = train("wandb", tmp_path)
     assert wandb.run is not None
     seen = dict(wandb.run.summary)

@@ -196,5 +196,4 @@ def test_a_residual_ledger_is_refused(name: str, numbered: bool, tmp_path: Path)
         trainer.train_dataset = data.add_column("sample_ids", list(range(len(data))))
     with pytest.raises(InputError, match="sample_ids"):
         trainer.train()
-    assert callback.guide is not None
-    assert callback.guide.step <= 1
+    assert trainer.state.global_step <= 1

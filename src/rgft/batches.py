@@ -111,8 +111,8 @@ class TextInputs:
         Raises:
             InputError: It reads a text by its end token, which the tokenizer does not set.
         """
-        loaded: Any = load_classifier(self._model, labels, self.processor.pad_token_id)
-        config = loaded.config
+        loaded = load_classifier(self._model, labels, self.processor.pad_token_id)
+        config: Any = loaded.config
         ends = self.processor("a")["input_ids"][-1] == config.eos_token_id
         if config.is_encoder_decoder and not ends:
             raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ def _anywhere(spec: RunSpec) -> RunSpec:
 
 def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:
     """What is known of a run before it starts."""
-    config = {k: v if _plain(v) else repr(v) for k, v in asdict(prepared.config).items()}
+    config = {f.name: _told(getattr(prepared.config, f.name)) for f in fields(prepared.config)}
     return {
         "method": spec.method,
         "task": prepared.task.name,
@@ -281,5 +281,9 @@ def _allocation(prepared: Prepared) -> RankAllocation | None:
     return RankAllocation(prepared.model, prepared.spending)
 
 
-def _plain(value: Any) -> bool:
-    return value is None or isinstance(value, (str, int, float, bool, list, tuple))
+def _told(value: Any) -> Any:
+    """A setting as a record says it: a function or policy of a user's own by its name."""
+    if value is None or isinstance(value, (str, int, float, bool, list, tuple)):
+        return value
+    function = getattr(value, "lr_scale", value)
+    return getattr(function, "__qualname__", type(value).__qualname__)
