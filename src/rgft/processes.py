@@ -24,7 +24,8 @@ class Processes:
     """
 
     def __init__(self, group: Any = None) -> None:
-        self._group = group or dist.group.WORLD
+        # not dist.group.WORLD: who holds a group keeps its threads from ending before Python does
+        self._group = group
         self.rank, self.size = dist.get_rank(self._group), dist.get_world_size(self._group)
         # numbers that are on the host stay there: no one waits for a device
         self._host = self._group
