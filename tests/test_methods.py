@@ -36,8 +36,9 @@ FREEZES = {
 ADAPTED = {name for name, method in METHODS.items() if method.adapter}
 TRUNCATES = (FREEZES - {"rgft-threshold", "bitfit", "lisa", "grass", "dropbp"}) | ADAPTED
 # A head on random features, and biases of 0 that take the largest rate, learn slowly,
-# and so do 3% of the parameters.
-SLOW = {"linear-probing": 0.98, "auto-rgn": 0.99, "misa": 0.98}
+# and so do a few modules.
+SLOW = {"linear-probing": 0.98, "auto-rgn": 0.99, "misa": 0.96}
+ENOUGH = {"misa": {"parameter_share": 0.2}}  # of a tiny model, for 20 steps to show
 OFTEN = {"autofreeze": {"every": 2}}  # it has to see a few changes first
 BYPASS = " with bypass"
 ALL = [*sorted(METHODS), "random" + BYPASS, "rgft-threshold" + BYPASS]
@@ -54,7 +55,7 @@ def config_of(method: str, **changes: Any) -> Config:
     settings: dict[str, Any] = {"warmup": min(config.warmup, 2), "total_steps": STEPS}
     settings["every"] = min(config.every, 4)
     bypass = config.bypass or method.endswith(BYPASS)
-    return replace(config, bypass=bypass, **(settings | changes))
+    return replace(config, bypass=bypass, **(settings | ENOUGH.get(method, {}) | changes))
 
 
 Started = tuple[nn.Module, torch.optim.Optimizer, Guide]

@@ -178,3 +178,5 @@ def test_a_recipe_runs_from_end_to_end(
         assert record is not None and record["status"] == "finished", record
         assert record["metric"] == TASKS[task.name].metric
         assert record["metrics"]["validation"].keys() >= {record["metric"]}
+        if isinstance(budget, float) and budget < 1:
+            assert record["flops"]["share"] < budget + 0.25

@@ -353,13 +353,14 @@ def test_a_long_prompt_keeps_its_cue_and_a_long_answer_loses_its_end(
     assert all(row["labels"][-1] == inputs.processor.eos_token_id for row in whole)
 
 
-def test_what_a_tokenizer_ends_no_text_with_is_not_cut(
+def test_an_end_that_the_tokenizer_does_not_set_is_learned(
     folders: dict[str, Path], recwarn: pytest.WarningsRecorder
 ) -> None:
     inputs = inputs_of(folders["t5"])
     inputs.processor = tiny_texts.tokenizer("llama")
     rows = inputs.examples(load_pairs(folders["data"], "summary"), "train")
-    assert all(row["labels"][-1] != inputs.processor.eos_token_id for row in rows)
+    end = inputs.processor.eos_token_id
+    assert all(row["labels"].index(end) == len(row["labels"]) - 1 for row in rows)
     assert not recwarn.list
 
 

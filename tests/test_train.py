@@ -108,7 +108,9 @@ def test_saved_model_gives_the_metrics(method: str, spec: RunSpec, tmp_path: Pat
     measured = metrics.compute("classification", answer.logits, labels)
     expected = dict(record["metrics"]["test"])
     assert answer.loss.item() == pytest.approx(expected.pop("loss"), rel=1e-4)
-    assert measured == pytest.approx(expected, rel=1e-12)  # the calibration error sums
+    summed = "calibration_error"  # of confidences that differ by rounding, as the loss does
+    assert measured.pop(summed) == pytest.approx(expected.pop(summed), rel=1e-4)
+    assert measured == expected
 
 
 def test_lora_leaves_the_pairs_too(short: RunSpec, tmp_path: Path) -> None:

@@ -44,49 +44,47 @@ def prefix_cache_format(  # noqa: PLR0913 - what it depends on
         InputError: One is asked for, and nothing is ever frozen, batches have to run whole, or
             there are several processes.
     """
-    found = _format(spec, method, model, config, spending, batch)
-    if found is None or launch.size == 1:
-        return found
-    why = "prefix_cache works in one process: with several, samples come back to other ones"
-    if spec.prefix_cache is not None:
-        raise InputError(f"{why}; give --prefix-cache off, or start rgft train in one process")
-    warnings.warn(f"{why}; the run goes without it", RuntimeWarning, stacklevel=2)
-    return None
+    asked = spec.prefix_cache
+    if asked == OFF:
+        return None
+    fixed = config.frozen_below > 1
+    why = _never(spec, method, model)
+    if not why and asked is not None and not fixed and not find_policy(config).freezes:
+        why = f"the method '{spec.method}' freezes no layer (--set frozen_below=N does)"
+    if why and asked is not None:
+        raise InputError(f"prefix_cache is {asked!r}, but {why}; drop it")
+    if why or (asked is None and not (fixed and _pays(spec, model, config, spending, batch))):
+        return None
+    if launch.size > 1:
+        why = "prefix_cache works in one process: with several, samples come back to other ones"
+        if asked is not None:
+            raise InputError(f"{why}; give --prefix-cache off, or start rgft train in one process")
+        warnings.warn(f"{why}; the run goes without it", RuntimeWarning, stacklevel=2)
+        return None
+    return asked or "float32"
 
 
-def _format(  # noqa: PLR0913, PLR0917 - what it depends on
+def _never(spec: RunSpec, method: Method, model: nn.Module) -> str:
+    """Why there can be no cache, whatever is frozen; empty if there can."""
+    if method.percentile_power is not None:
+        return f"the method '{spec.method}' runs batches whole to choose from them"
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        return (
+            f"'{spec.model}' has an encoder and a decoder, and what goes from one to the other is "
+            "not kept"
+        )
+    return ""
+
+
+def _pays(
     spec: RunSpec,
-    method: Method,
     model: nn.Module,
     config: Config,
     spending: Spending | None,
     batch: Callable[[], dict[str, Tensor]],
-) -> str | None:
-    """The format in one process."""
-    if spec.prefix_cache == OFF:
-        return None
-    why, config_of = "", getattr(model, "config", None)
-    if method.percentile_power is not None:
-        why = f"the method '{spec.method}' runs batches whole to choose from them"
-    elif getattr(config_of, "is_encoder_decoder", False):
-        why = f"'{spec.model}' has an encoder and a decoder, and what goes from one to the other is"
-        why += " not kept"
-    if why and spec.prefix_cache is not None:
-        raise InputError(f"prefix_cache is {spec.prefix_cache!r}, but {why}; drop it")
-    if why:
-        return None
-    fixed = config.frozen_below > 1
-    if spec.prefix_cache is not None:
-        if not fixed and not find_policy(config).freezes:
-            raise InputError(
-                f"prefix_cache is {spec.prefix_cache!r}, but the method '{spec.method}' freezes no "
-                "layer: drop it, or freeze some with --set frozen_below=N"
-            )
-        return spec.prefix_cache
-    if not fixed or spending is None:
-        return None
+) -> bool:
+    """Whether samples come back, so that there is something to find."""
+    if spending is None:
+        return False
     share = spending.budget.share
-    # without a second visit there is nothing to find
-    if share and share * spec.epochs <= step_share(model, config, spending.meter, batch()):
-        return None
-    return "float32"
+    return not share or share * spec.epochs > step_share(model, config, spending.meter, batch())

@@ -207,13 +207,16 @@ class EncoderDecoderInputs(TextToTextInputs):
     def _encoded(
         self, prompts: Sequence[str], answers: Sequence[str]
     ) -> Iterable[tuple[list[int], list[int]]]:
+        end = self.processor.eos_token_id
         # spaces around a text mean nothing to an encoder, and not all tokenizers drop them
         read = self.processor(
             [prompt.strip() for prompt in prompts],
             truncation=True,
             max_length=self.writing.prompt,
         )[IDS]
-        return zip(read, self.processor(text_target=list(answers))[IDS], strict=True)
+        learned = self.processor(text_target=list(answers))[IDS]
+        # some tokenizers end no text, and a model would not learn to stop
+        return zip(read, (a if end in a else [*a, end] for a in learned), strict=True)
 
     def _joined(self, read: list[int], answer: list[int]) -> Example:
         return {IDS: read, LABELS: answer}
