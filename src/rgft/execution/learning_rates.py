@@ -39,8 +39,12 @@ class Virtual:
 
     def fill(self) -> Group:
         """The group for this step."""
-        own = {key: value.clone() for key, value in self.real.items() if isinstance(value, Tensor)}
         rate = _scaled(self.real, self.multiplier)
+        own = {
+            key: value.clone()
+            for key, value in self.real.items()
+            if isinstance(value, Tensor) and key != "lr"
+        }
         for copy in (self.group, self.entered):
             copy.clear()
             copy.update(self.real, **own)
