@@ -32,7 +32,7 @@ def areas(found: Sequence[Result]) -> Table:
     caption = (
         "Mean, over budgets from nothing to the dearest run of the task, of the best headline "
         f"metric x 100 ({split}) that an arm was run to for at most that much; 0 before its "
-        "cheapest run. Mean ± standard deviation over the seeds that it has at all its budgets. "
+        "cheapest run, and a dash for an arm that has the dearest alone. Mean ± standard deviation over the seeds that it has at all its budgets. "
         "It rewards small budgets that were run: compare arms with the same ones."
     )
     header = ["task", "arm", "budgets", "over FLOPs", "over seconds"]
@@ -41,7 +41,9 @@ def areas(found: Sequence[Result]) -> Table:
 
 
 def area(own: Sequence[Result], cost: str, limit: float, split: str) -> list[float]:
-    """One arm's area on one problem by seed, in points."""
+    """One arm's area on one problem by seed, in points; none if it has the dearest run alone."""
+    if min(getattr(result, cost) for result in own) >= limit:
+        return []
     scores = [result.scores(split) for result in own]
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in scores)))
     return [
