@@ -32,7 +32,8 @@ def areas(found: Sequence[Result]) -> Table:
     caption = (
         "Mean, over budgets from nothing to the dearest run of the task, of the best headline "
         f"metric x 100 ({split}) that an arm was run to for at most that much; 0 before its "
-        "cheapest run, and a dash for an arm that has the dearest alone. Mean ± standard deviation over the seeds that it has at all its budgets. "
+        "cheapest run, and a dash for an arm that has the dearest alone. Mean ± standard deviation "
+        "over the seeds that it has at all its budgets. "
         "It rewards small budgets that were run: compare arms with the same ones."
     )
     header = ["task", "arm", "budgets", "over FLOPs", "over seconds"]
