@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from rgft.spec import RunSpec
 
 
 def own_rate(model: Path, data: Path, method: str, lr: float | None = None) -> float:
-    return prepare(RunSpec(model=str(model), data=str(data), method=method, lr=lr), Launch()).lr
+    spec = RunSpec(model=str(model), data=str(data), method=method, lr=lr)
+    with ExitStack() as until_end:
+        return prepare(spec, Launch(), until_end).lr
 
 
 @pytest.fixture(scope="module")

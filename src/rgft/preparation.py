@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +17,7 @@ from transformers import set_seed
 
 from rgft.adapters import Adapter
 from rgft.adapters.allocation import check_allocation
+from rgft.attention_kernels import attention_kernels
 from rgft.batch_share import check_divides
 from rgft.batches import Example
 from rgft.config import Config
@@ -104,12 +106,13 @@ class Loaded(NamedTuple):
     layers: int  # it has, or had
 
 
-def prepare(spec: RunSpec, launch: Launch) -> Prepared:
+def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
     """Load what `spec` names, and check that it goes together.
 
     Args:
         spec: What to run.
         launch: The processes that run it.
+        until_end: Left when the run ends: what is set for all of it.
 
     Raises:
         InputError: It does not, or something cannot be loaded.
@@ -121,6 +124,8 @@ def prepare(spec: RunSpec, launch: Launch) -> Prepared:
     task, inputs, model, reference, layers = _load(spec, config, adapter, value)
     examples = {split: inputs.examples(task, split) for split in task.splits}
     rows = examples["train"]
+    tokens = max(inputs.lengths(inputs.longest(rows))) if task.modality == "text" else None
+    until_end.enter_context(attention_kernels(spec.precision, tokens))
     meter = FlopMeter(model, reference)
     started = time.perf_counter()
     spending = priced(spec, task, meter=meter, costs=reference, rows=rows, inputs=inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
@@ -80,8 +81,8 @@ def run(
     launch.alone(lambda: probe_writable(output_dir))
     begun: list[bool] = []
     try:
-        with Quiet():
-            prepared = _prepared(spec, output_dir, record, launch)
+        with Quiet(), ExitStack() as until_end:
+            prepared = _prepared(spec, output_dir, record, launch, until_end)
             if not resume:
                 names = prepared.inputs.files
                 launch.alone(lambda: refuse_foreign(output_dir, names))
@@ -116,13 +117,19 @@ def _known(spec: RunSpec) -> RunSpec:
     return spec
 
 
-def _prepared(spec: RunSpec, output_dir: Path, record: dict[str, Any], launch: Launch) -> Prepared:
+def _prepared(
+    spec: RunSpec,
+    output_dir: Path,
+    record: dict[str, Any],
+    launch: Launch,
+    until_end: ExitStack,
+) -> Prepared:
     """Model and data, in every process."""
     if launch.size > 1:
         launch.alone(lambda: load_data(spec))  # what has to be fetched is, once
 
     def work() -> Prepared:
-        prepared = prepare(spec, launch)
+        prepared = prepare(spec, launch, until_end)
         if record.setdefault("data", prepared.fingerprint) != prepared.fingerprint:
             raise InputError(
                 f"the data has changed since {output_dir} was begun; start anew with --overwrite"

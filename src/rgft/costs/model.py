@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends.cuda import flash_sdp_enabled
 from torch.utils._pytree import tree_flatten
 
 from rgft.costs.graph import Graph, StepCost
@@ -134,4 +135,4 @@ def _own_classes(model: nn.Module) -> Iterator[None]:
 def _shapes(tree: Any, training: bool) -> Any:
     leaves, structure = tree_flatten(tree)
     parts = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
-    return parts, str(structure), training
+    return parts, str(structure), training, flash_sdp_enabled()

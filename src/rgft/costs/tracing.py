@@ -19,9 +19,9 @@ from torch.utils.hooks import RemovableHandle
 
 from rgft.costs.custom_functions import CustomCall, custom_functions
 from rgft.costs.graph import Graph, Node, Span
+from rgft.costs.shapes import Operator, call, leaves
 
 _QKV = ("query", "key", "value")
-Operator = Any  # torch._ops.OpOverload, which has no public type
 
 
 def trace(model: nn.Module, device: torch.device, args: Any, kwargs: Any) -> Graph:
@@ -100,14 +100,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         scalar = func.overloadpacket is torch.ops.aten._local_scalar_dense
         if scalar and args[0].device.type == "meta":
             return False if args[0].dtype == torch.bool else 1  # no value decides what work is done
-        result = func(*args, **(kwargs or {}))
+        result = call(func, args, kwargs or {})
         if func.overloadpacket is not torch.ops.aten.detach and not self.paused:
             self._note(func, args, kwargs or {}, result)
         return result
 
     def _note(self, func: Operator, args: Any, kwargs: Any, result: Any) -> None:
-        tensors = [x for x in tree_flatten((args, kwargs))[0] if _differentiable(x)]
-        made = [x for x in tree_flatten(result)[0] if _differentiable(x)]
+        tensors = [x for x in leaves((args, kwargs)) if _differentiable(x)]
+        made = [x for x in leaves(result) if _differentiable(x)]
         if not tensors or not made:
             return
         inputs, outputs = (tuple(self.index(t) for t in group) for group in (tensors, made))
