@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from families import BATCHES, FAMILIES, with_lora
 from flops import counted_flops
 from rgft import Config, CostModel, FlopMeter, Guide
+from rgft.costs import tracing
 from tiny import bert, bert_loss, fit, tokens
 
 COUNTED = (
@@ -308,3 +309,14 @@ def test_probes_are_spent_but_are_no_part_of_full_fine_tuning() -> None:
     with meter.probing():
         model(torch.ones(4, 3))
     assert (meter.spent, meter.full) == (2 * once, once)
+
+
+@pytest.mark.parametrize("family", COUNTED)
+def test_what_is_known_of_shapes_is_what_would_be_worked_out(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = FAMILIES[family](), BATCHES[family]()
+    CostModel(model).graph(**batch)
+    known = CostModel(model).graph(**batch)
+    monkeypatch.setattr(tracing, "call", lambda operator, args, kwargs: operator(*args, **kwargs))
+    assert known == CostModel(model).graph(**batch)

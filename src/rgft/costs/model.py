@@ -135,4 +135,5 @@ def _own_classes(model: nn.Module) -> Iterator[None]:
 def _shapes(tree: Any, training: bool) -> Any:
     leaves, structure = tree_flatten(tree)
     parts = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
-    return parts, str(structure), training, flash_sdp_enabled()
+    flash = flash_sdp_enabled()  # type: ignore[no-untyped-call]
+    return parts, str(structure), training, flash
