@@ -9,8 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from rgft import Config, Guide
 from rgft.errors import InputError
 from rgft.execution.learning_rates import VirtualGroups
+from tiny import fit, mlp, mlp_batches, squared_error
 
 Change = Callable[[torch.optim.Optimizer], None]
 
@@ -133,3 +135,23 @@ def test_a_tensor_that_follows_the_learning_rate_is_refused() -> None:
         group["total"].add_(group["lr"])
     with pytest.raises(InputError, match="writes 'total' to its parameter groups"):
         groups.leave(optimizer)
+
+
+def put_others_in_place(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """As Accelerate does for FSDP2: new parameters in the model, and in the groups for the old."""
+    new = {p: nn.Parameter(p.detach().clone()) for p in model.parameters()}
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            setattr(module, name, new[parameter])
+    for group in optimizer.param_groups:
+        group["params"] = [new[p] for p in group["params"]]
+
+
+def test_parameters_that_are_replaced_after_the_guide_is_made_are_refused() -> None:
+    model = mlp()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.01)
+    Guide(model, optimizer, Config(policy="suffix", top=0.4, every=4, engagement="off"))
+    put_others_in_place(model, optimizer)
+    with pytest.raises(InputError, match="make the Guide after them") as caught:
+        list(fit(model, optimizer, mlp_batches(1), squared_error))
+    assert "\n" not in str(caught.value)

@@ -118,6 +118,11 @@ class VirtualGroups:
         self.keeps_state = bool(written)
 
     def _divide(self, groups: list[Group], scale: Mapping[nn.Parameter, float]) -> None:
+        if not {parameter for group in groups for parameter in group["params"]} >= scale.keys():
+            raise InputError(
+                "the optimizer has other parameters than when the guide was made: fully_shard and "
+                "accelerator.prepare (FSDP2) put new ones in their place; make the Guide after them"
+            )
         self._scale, self._virtual = scale, []
         self._divided = [(real, list(real["params"])) for real in groups]
         for real, parameters in self._divided:
