@@ -21,6 +21,7 @@ from rgft.costs import FlopMeter, LatestCosts
 from rgft.errors import InputError
 from rgft.execution.binding import bind
 from rgft.execution.checkpointing import restore_truncation
+from rgft.execution.compilation import compiled_whole, warn_of_compiling_anew
 from rgft.execution.enforcement import Enforcement
 from rgft.execution.engagement import Engagement
 from rgft.execution.parallel import (
@@ -133,7 +134,9 @@ class Guide:
         _GUIDES[model] = weakref.ref(self)
         if self.config.total_steps is not None:
             self._timetable.warn_if_idle(self.config.total_steps)
-        restore_truncation(model, freezes=self._freezes)
+        restore_truncation(model, freezes=self.freezes)
+        if self.freezes and compiled_whole(model):
+            warn_of_compiling_anew()
         self._start()
         self._handles: list[RemovableHandle] = [
             *watch_steps(self.optimizer, self._before_step, self._after_step),
@@ -174,8 +177,8 @@ class Guide:
         self._timetable = self._planning.timetable
 
     @property
-    def _freezes(self) -> bool:
-        """Whether plans freeze anything."""
+    def freezes(self) -> bool:
+        """Whether plans may freeze anything."""
         return self._policy.freezes or self.config.frozen_below > 0
 
     def _wrapped(self, wrapper: DistributedDataParallel) -> None:
@@ -185,8 +188,8 @@ class Guide:
 
     def _join(self, wrapper: DistributedDataParallel, processes: Processes) -> None:
         """Train with processes that have the whole model each."""
-        check_wrapper(wrapper, freezes=self._freezes)
-        if self._freezes:
+        check_wrapper(wrapper, freezes=self.freezes)
+        if self.freezes:
             reduce_trained_only(wrapper)
         self._agree_with(processes)
 

@@ -59,7 +59,9 @@ class FlopMeter:
         self._probing = self._charging = self._alike = False
         self._processes: Processes | None = None
         self._settled = Counts(0, 0, 0)
-        self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
+        # a model that is compiled as a whole would compile the tracing with it
+        disable: Callable[..., Any] = torch.compiler.disable
+        self._handle = model.register_forward_pre_hook(disable(self._count), with_kwargs=True)
 
     @property
     def share(self) -> float:

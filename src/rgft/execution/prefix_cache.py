@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from types import FunctionType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 
 from rgft.errors import InputError
 from rgft.execution.cache_use import CacheUse
+from rgft.execution.compilation import compiled_whole
 from rgft.execution.interception import Call, Interception, undisturbed
 from rgft.execution.output_difference import largest_difference
 from rgft.execution.prefix_batch import Samples
@@ -77,7 +78,7 @@ class PrefixCache:
     ) -> None:
         if mode not in MODES:
             raise InputError(f"mode is {mode!r}; choose one of {', '.join(MODES)}")
-        if hasattr(model, "_orig_mod") or type(model._compiled_call_impl) is FunctionType:
+        if compiled_whole(model):
             raise InputError(
                 "the model is compiled as a whole, which fixes which layers run; compile its "
                 "layers instead (layer.compile()), or train without the prefix cache"
