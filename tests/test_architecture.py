@@ -19,6 +19,11 @@ def outline_of(model: nn.Module, granularity: str = "layer") -> list[str]:
     return [f"{c.depth} {c.kind} {c.name}" for c in partition(model, granularity)]
 
 
+SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES |= {"intermediate_size": 24, "vocab_size": 40}
+XLNET = {"d_model": 16, "n_layer": 2, "n_head": 4, "d_inner": 24, "vocab_size": 40}
+SOUND = {"conv_dim": (8, 8), "conv_kernel": (3, 3), "conv_stride": (2, 2)}
+SOUND |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
 LAYERS = {
     "bert": [
         "0 embedding embeddings",
@@ -114,6 +119,21 @@ LAYERS = {
 @pytest.mark.parametrize("name", LAYERS)
 def test_layers(name):
     assert outline_of(FAMILIES[name]()) == LAYERS[name]
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "layers"),
+    [
+        ("XLNetForSequenceClassification", XLNET, "transformer.layer"),
+        ("MPNetForSequenceClassification", SIZES, "mpnet.encoder.layer"),
+        ("Wav2Vec2ForSequenceClassification", SIZES | SOUND, "wav2vec2.encoder.layers"),
+    ],
+)
+def test_layers_that_transformers_does_not_mark_or_marks_beside_others(model, config, layers):
+    """XLNet and MPNet mark none; Wav2Vec2 marks convolutions, too."""
+    cls = getattr(transformers, model)
+    components = partition(cls(cls.config_class(**config)), "layer")
+    assert [c.name for c in components if c.kind == "layer"] == [f"{layers}.0", f"{layers}.1"]
 
 
 def test_blocks_of_a_decoder_with_cross_attention():

@@ -14,7 +14,7 @@ from families import BATCHES, FAMILIES, with_lora
 from flops import counted_flops
 from rgft import Config, CostModel, FlopMeter, Guide
 from rgft.costs import tracing
-from tiny import bert, bert_loss, fit, tokens
+from tiny import bert, bert_loss, checkpoint_activations, fit, tokens
 
 COUNTED = (
     "bert",
@@ -271,6 +271,17 @@ def test_the_meter_counts_only_training() -> None:
     meter.close()
     bert_loss(model, tokens()[0])
     assert meter.spent == meter.full
+
+
+def test_what_checkpointing_computes_again_is_not_counted() -> None:
+    """PyTorch's counter counts it: a budget would then depend on how memory is saved."""
+    model = bert()
+    once = sum(counted_flops(bert(), tokens()[0]))
+    checkpoint_activations(model)
+    assert sum(counted_flops(model, tokens()[0])) > once
+    meter = FlopMeter(model)
+    bert_loss(model, tokens()[0]).backward()
+    assert (meter.spent, meter.full) == (once, once)
 
 
 def test_guiding_without_freezing_costs_what_full_fine_tuning_is_counted_to() -> None:

@@ -23,9 +23,11 @@ from loops import (
     optimizer_of,
     plain,
     rows,
+    trainer_of,
 )
 from rgft import Config, Guide, InputError
 from rgft.integrations.lightning import RGFTCallback as LightningCallback
+from rgft.integrations.transformers import RGFTCallback as TrainerCallback
 from tiny import bert, bert_with_lora, hooks, same_state
 
 pytestmark = [
@@ -108,6 +110,19 @@ def test_our_checkpoint_goes_on_without_us(loop, tmp_path: Path) -> None:
     theirs = loop(tmp_path / "plain", guided=False)
     assert ours.weights.keys() == theirs.weights.keys()
     assert not same_state(ours.weights, theirs.weights)  # it went on from what we had trained
+
+
+def test_a_trainer_that_is_made_after_a_guided_one_trains_all(tmp_path: Path) -> None:
+    """The optimizer that it makes takes only what requires a gradient at that moment."""
+    model = bert()
+    for _ in range(2):
+        callback = TrainerCallback(Config(policy="suffix", top=0.4, every=2))
+        trainer = trainer_of(tmp_path, [callback], model, max_steps=3, save_strategy="no")
+        trainer.optimizer = trainer.lr_scheduler = None  # it makes its own
+        trainer.train()
+        held = {p for group in trainer.optimizer.param_groups for p in group["params"]}
+        assert held == set(model.parameters())
+        assert callback.guide is not None and not all(callback.guide.plan.trained)
 
 
 def test_lightning_refuses_auto() -> None:

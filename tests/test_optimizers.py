@@ -236,15 +236,22 @@ def test_split_groups_do_not_load_into_an_optimizer_without(name: str) -> None:
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_scheduler_sees_the_unscaled_rate(name: str) -> None:
-    """ExponentialLR multiplies what it finds: a multiplier left behind would compound."""
+    """ExponentialLR multiplies what it finds: a multiplier left behind would compound.
+
+    The steps themselves are those of real groups with a scheduler of their own.
+    """
     model, optimizer, _ = guided(name, scales_for(name))
+    by_hand, real = with_real_groups(name, scales_for(name))
     first = float(optimizer.param_groups[0]["lr"])
-    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    schedulers = [torch.optim.lr_scheduler.ExponentialLR(o, 0.5) for o in (optimizer, real)]
     for step, batch in enumerate(batches(4)):
-        list(fit(model, optimizer, [batch], squared_error))
         for group in optimizer.param_groups:
-            assert float(group["lr"]) == pytest.approx(first / 2**step)
-        scheduler.step()
+            assert float(group["lr"]) == first / 2**step
+        list(fit(model, optimizer, [batch], squared_error))
+        list(fit(by_hand, real, [batch], squared_error))
+        for scheduler in schedulers:
+            scheduler.step()
+    assert same_state(values(model), values(by_hand))
 
 
 # -- state in groups --------------------------------------------------------------------------

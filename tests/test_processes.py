@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
@@ -60,6 +61,9 @@ def train(kind: str, settings: dict[str, Any], steps: int = STEPS) -> dict[str, 
         trained = ddp(model)
     elif kind == "fsdp2":
         trained = sharded(model)
+    elif kind == "hsdp":
+        names = ("replicas", "parts")
+        trained = sharded(model, mesh=init_device_mesh("cpu", (2, 2), mesh_dim_names=names))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     guide = Guide(inner if kind == "ddp-inner" else trained, optimizer, config(**settings))
     plans = []
@@ -108,6 +112,7 @@ def ones() -> dict[str, Any]:
 MANY = [
     *(("ddp", 2, list(CASES)), ("fsdp2", 2, list(CASES))),
     *(("ddp-inner", 2, ["norm"]), ("ddp", 4, ["norm"]), ("fsdp2", 4, ["norm", "heads"])),
+    ("hsdp", 4, ["norm"]),
 ]
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler, swa_utils
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, get_scheduler
 
-from rgft import Config, Guide, Policy, Situation
+from rgft import Config, FlopMeter, Guide, Policy, Situation
 from tiny import (
     bert,
     bert_loss,
@@ -267,6 +267,21 @@ def test_a_second_adapter_is_left_alone() -> None:
     assert all(torch.equal(values(model)[n], value) for n, value in before.items())
 
 
+def test_a_pair_has_a_score_before_its_first_factor_has_a_gradient() -> None:
+    """B begins at 0, so that the gradient of A is exactly 0 in the first step."""
+    model = adapted()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 1e-3)
+    guide = Guide(model, optimizer, Config(granularity="lora", every=1))
+    bert_loss(model, tokens()[0]).backward()
+    first = [p.grad for n, p in model.named_parameters() if "lora_A" in n]
+    assert first and not any(grad.any() for grad in first)
+    optimizer.step()
+    parts = zip(guide.components, guide.error_map.values, strict=True)
+    scores = [score for component, score in parts if component.kind == "lora"]
+    assert len(scores) == len(first)
+    assert all(score > 0 for score in scores)
+
+
 # -- compiled blocks --------------------------------------------------------------------------
 
 
@@ -298,3 +313,55 @@ def test_compiled_blocks_follow_every_change_of_plan() -> None:
     assert len({frozenset(names) for names in seen[0]}) == 4
     for name, value in values(models[0]).items():
         torch.testing.assert_close(values(models[1])[name], value, rtol=1e-5, atol=1e-6)
+
+
+def one_of_each(situation: Situation) -> Tensor:
+    """Another mask at each step: its number in binary."""
+    bits = [float(situation.step >> k & 1) for k in range(len(situation.error) - 1)]
+    return torch.tensor([*bits, 1.0], dtype=torch.float64)
+
+
+@pytest.mark.filterwarnings("ignore")  # dynamo's own, and ours
+def test_a_model_compiled_as_a_whole_follows_more_plans_than_pytorch_compiles(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Past its limit of recompilations it runs uncompiled; a meter is not compiled with it."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
+    config = Config(
+        policy=Policy(one_of_each, False, freezes=True),
+        granularity="parameter",
+        every=1,
+        always_train=(),
+    )
+    seen: list[list[set[str]]] = []
+    models, meters = [mlp(), mlp()], []
+    for model, compiled in zip(models, (False, True), strict=True):
+        run: Any = torch.compile(model, backend="aot_eager") if compiled else model
+        optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+        Guide(model, optimizer, config)
+        meters.append(FlopMeter(model))
+        seen.append([])
+        for batch in mlp_batches(5):
+            optimizer.zero_grad()
+            squared_error(run, batch).backward()
+            seen[-1].append({n for n, p in model.named_parameters() if p.grad is not None})
+            optimizer.step()
+    assert seen[0] == seen[1]
+    assert len({frozenset(names) for names in seen[0]}) == 5
+    assert meters[0].totals == meters[1].totals
+    for name, value in values(models[0]).items():
+        torch.testing.assert_close(values(models[1])[name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("way", ["wrapper", "in place"])
+def test_freezing_in_a_model_compiled_as_a_whole_is_warned_of(way: str) -> None:
+    model: Any = mlp()
+    if way == "wrapper":
+        model = torch.compile(model, backend="eager")
+    else:
+        model.compile(backend="eager")
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    Guide(model, optimizer, Config(policy="normalized-max")).close()
+    with pytest.warns(RuntimeWarning, match="compile its layers instead"):
+        Guide(model, optimizer, Config(policy="top", top=0.5, total_steps=99))

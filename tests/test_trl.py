@@ -182,6 +182,23 @@ def test_a_budget_ends_it(name: str, tmp_path: Path) -> None:
     assert callback.spending.spent == pytest.approx(callback.spending.limit, rel=0.15)
 
 
+def test_a_packed_run_is_as_long_as_its_packed_rows(tmp_path: Path) -> None:
+    """Packing makes fewer rows of the data: schedule and budget are of those."""
+    make, settings = TRAINERS["sft-packed"]
+    callback = RGFTCallback(CONFIG, budget=0.5)
+    epochs = {"max_steps": -1, "num_train_epochs": 2, "save_strategy": "no"}
+    trainer = make(tmp_path / "run", callback, **settings, **epochs)
+    assert len(trainer.train_dataset) != 32  # as many as there are texts
+    trainer.train()
+    assert callback.guide is not None and callback.spending is not None
+    steps = 2 * -(-len(trainer.train_dataset) // 4)
+    assert callback.guide.config.total_steps == trainer.state.max_steps == steps
+    assert callback.spending.spent == pytest.approx(callback.spending.limit, rel=0.15)
+    assert callback.spending.meter.full == pytest.approx(
+        callback.spending.limit * 2 * callback.guide.step / steps, rel=0.05
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "numbered"),
     [("sft", False), ("sft", True), ("dpo", False), ("dpo", True), ("sentences", False)],
