@@ -127,6 +127,35 @@ def test_compiled_blocks(name: str, tmp_path: Path) -> None:
         torch.testing.assert_close(value, theirs.weights[weight], rtol=0, atol=1e-5)
 
 
+class Small(nn.Module):
+    """A classifier that takes little time to compile."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embeddings = nn.Embedding(60, 8)
+        self.layers = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.classifier = nn.Linear(8, 3)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, labels: Tensor) -> dict[str, Any]:
+        hidden = self.embeddings(input_ids).mean(1) + 0 * attention_mask.sum()
+        for layer in self.layers:
+            hidden = hidden + layer(hidden).tanh()
+        return {"loss": nn.functional.cross_entropy(self.classifier(hidden), labels)}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # what dynamo imports
+def test_a_trainer_that_compiles_the_whole_model(tmp_path: Path) -> None:
+    """With a budget: what is compiled is a wrapper around the model that is counted."""
+    torch._dynamo.reset()
+    given: dict[str, Any] = {"make": Small, "budget": 0.5, "save_strategy": "no"}
+    theirs = LOOPS["trainer"](tmp_path, **given)
+    given |= {"torch_compile": True, "torch_compile_backend": "eager"}
+    with pytest.warns(RuntimeWarning, match="compile its layers instead"):
+        ours = LOOPS["trainer"](tmp_path, **given)
+    close(ours, theirs)
+
+
 # -- the prefix cache, over epochs ------------------------------------------------------------
 
 FROZEN = Config(policy="normalized-max", every=2, frozen_below=2)

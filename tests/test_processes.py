@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rgft import Budget, Config, FlopMeter, Guide, Spending
+from rgft import Budget, Config, FlopMeter, Guide, Policy, Situation, Spending
 from rgft.errors import EngagementError, InputError
 from rgft.processes import Processes
 from tiny import Batch, bert, bert_loss, tokens
@@ -217,10 +217,26 @@ def frozen_types() -> str:
     return str(len(plans))
 
 
+def by_rank(situation: Situation) -> torch.Tensor:
+    """Each process would freeze something else, and wait for gradients that the other has not."""
+    scale = torch.ones_like(situation.error)
+    scale[dist.get_rank()] = 0.0
+    return scale
+
+
+def wanted_apart() -> tuple[bool, ...]:
+    model = bert()
+    optimizer = torch.optim.AdamW(model.parameters())
+    policy = Policy(by_rank, uses_error=False, freezes=True)
+    guide = Guide(ddp(model), optimizer, config(policy=policy, top=0.5))
+    guide.close()
+    return guide.plan.trained
+
+
 def all_refusals() -> dict[str, Any]:
     works = (
         *(frozen_when_wrapped, guide_before_wrapper, without_unused, different_settings),
-        *(not_reduced, samples_sharded, frozen_types),
+        *(not_reduced, samples_sharded, frozen_types, wanted_apart),
     )
     return {work.__name__: work() for work in works}
 
@@ -235,6 +251,7 @@ def test_what_would_diverge_or_hang_is_refused_or_detected(tmp_path: Path) -> No
         assert "'classifier.weight' is not the same in all processes" in found["not_reduced"]
         assert "per-sample gradients" in found["samples_sharded"]
         assert int(found["frozen_types"]) > 1
+        assert found["wanted_apart"] == (False, True, True, True, True, True)
 
 
 # -- what is sent --------------------------------------------------------------------------------
