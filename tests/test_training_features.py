@@ -322,12 +322,10 @@ def one_of_each(situation: Situation) -> Tensor:
 
 
 @pytest.mark.filterwarnings("ignore")  # dynamo's own, and ours
-def test_a_model_compiled_as_a_whole_follows_more_plans_than_pytorch_compiles(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@torch._dynamo.config.patch(recompile_limit=2)
+def test_a_model_compiled_as_a_whole_follows_more_plans_than_pytorch_compiles() -> None:
     """Past its limit of recompilations it runs uncompiled; a meter is not compiled with it."""
     torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 2)
     config = Config(
         policy=Policy(one_of_each, False, freezes=True),
         granularity="parameter",
