@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import json
 import math
 import os
 import shlex
 import signal
+import sys
 import time
 from dataclasses import fields, replace
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -403,6 +406,30 @@ def test_a_run_in_which_the_method_does_nothing_says_so(
         lines = capfd.readouterr().err.splitlines()
         assert len(lines) == said
         assert all("note: the method does nothing in this run" in line for line in lines)
+
+
+@pytest.mark.filterwarnings("default")
+def test_notes_come_before_training(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    labels = cycle(("good", "bad"))
+    data = tiny_run.build_data(
+        tmp_path / "data",
+        lambda rng: {"text": rng.choice(tiny_run.FILLER), "label": next(labels)},
+        {"train": 8, "validation": 8},
+    )
+    given = ["--model", str(tiny_model), "--data", str(data), "--output-dir", str(tmp_path / "o")]
+    given += ["--epochs", "1", "--balance", "1", "--prefix-cache", "int8"]
+    with contextlib.redirect_stderr(sys.stdout):
+        assert call(monkeypatch, "train", *given, "--set", "frozen_below=2") == 0
+    notes = ("all classes are equally", "no sample is visited twice", "first decides after step 10")
+    lines = capsys.readouterr().out.splitlines()[:4]
+    for said, line in zip((*notes, "step 1 of 1"), lines, strict=True):
+        assert said in line and line.startswith("rgft: note: ") == (said in notes)
+    assert record_of(tmp_path / "o")["prefix_cache"] is None
 
 
 SPECS = [

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -200,13 +199,12 @@ def train(  # noqa: PLR0913, PLR0917 - its options
         spec = from_arguments(before.get("arguments") or {}, **given)
     else:
         spec = RunSpec(**given)
+    from rgft.notes import notes_at_once  # noqa: PLC0415
     from rgft.train import run  # noqa: PLC0415
 
     again = f"go on with: rgft train --resume --output-dir {shlex.quote(str(output_dir))}"
     try:
-        with warnings.catch_warnings(record=True) as notes:
-            for kind in (FutureWarning, DeprecationWarning):  # of use to developers only
-                warnings.simplefilter("ignore", kind)
+        with notes_at_once():
             record = run(spec, output_dir, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:
         begun = (output_dir / records.RUN_FILE).exists()
@@ -214,8 +212,6 @@ def train(  # noqa: PLR0913, PLR0917 - its options
     leave()
     if record["status"] != "interrupted" and not leads():
         return
-    for note in dict.fromkeys(" ".join(str(n.message).split()) for n in notes if leads()):
-        print(f"rgft: note: {note}", file=sys.stderr)
     if record["status"] == "interrupted":
         fail(f"stopped and saved at step {record['step']}; {again}", 1)
     show(summary(record))

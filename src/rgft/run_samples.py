@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,4 +139,11 @@ def _balance(
     if task.kind != "classification":
         what = "numbers" if task.kind == "regression" else "texts"
         raise InputError(f"balance is {exponent}, but the labels are {what}, not classes; drop it")
-    return class_weights(torch.tensor([row["labels"] for row in rows]), exponent)
+    weights = class_weights(torch.tensor([row["labels"] for row in rows]), exponent)
+    if spec.balance and torch.allclose(weights, torch.ones_like(weights)):
+        warnings.warn(
+            f"balance is {spec.balance} and has no effect: all classes are equally frequent",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return weights
