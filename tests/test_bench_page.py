@@ -17,7 +17,7 @@ from rgft.bench.domains import calibration, other_domains
 from rgft.bench.journal import read_records
 from rgft.bench.page import load, markdown, render
 from rgft.bench.results import costs_to_target, results
-from rgft.bench.tables import against_full, leaderboard
+from rgft.bench.tables import against_full, leaderboard, lever_table, runs
 from rgft.errors import InputError
 from rgft.extensions import extend
 
@@ -58,6 +58,22 @@ def test_a_page_may_have_every_ablation(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert f"### {option}, from rgft at budget 0.5\n\nHeadline metric x 100" in text
     assert text.count("| 0 | beta-0 | 40.0 | -10.0 | - |") == 1
     assert tables.filled(text) == text
+
+
+def test_runs_in_which_the_method_did_nothing_are_marked() -> None:
+    records = [record("full", seed, 0.5, idle=False) for seed in (0, 1)]
+    records += [record("top", seed, 0.5, extends="full", idle=True) for seed in (0, 1)]
+    records += [record("some", seed, 0.5, extends="full", idle=seed == 1) for seed in (0, 1)]
+    found = results(records)
+    assert {row[1]: row[2] for row in leaderboard(found).rows} == {
+        "full": "50.0 ± 0.0",
+        "top": "50.0 ± 0.0 (idle)",
+        "some": "50.0 ± 0.0 (1 idle)",
+    }
+    assert [row[1] for row in lever_table(found).rows] == ["top (idle)", "some (idle)"]
+    tables = (leaderboard(found), against_full(found), lever_table(found), runs(found))
+    assert all("before the method's first decision" in table.caption for table in tables)
+    assert "idle" not in markdown([record("full", 0, 0.5)])
 
 
 def test_means_are_those_of_the_chosen_rate() -> None:

@@ -7,6 +7,7 @@ import html
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import sys
@@ -406,6 +407,23 @@ def test_a_run_in_which_the_method_does_nothing_says_so(
         lines = capfd.readouterr().err.splitlines()
         assert len(lines) == said
         assert all("note: the method does nothing in this run" in line for line in lines)
+        assert record_of(tmp_path / method)["idle"] is bool(said)
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_budget_that_ends_before_the_first_decision_says_so(
+    short: RunSpec,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Of 8 steps it may have 16, of which it pays for 4."""
+    given = ["--model", short.model, "--data", str(short.data), "--epochs", "2", "--budget", "0.5"]
+    given += ["--batch-size", "8", "--method", "rgft-threshold", "--set", "warmup=7"]
+    assert call(monkeypatch, "train", *given, "--output-dir", str(tmp_path / "run")) == 0
+    (line,) = capfd.readouterr().err.splitlines()
+    assert re.search(r"first decides after step 7, and the run has \d,", line)
+    assert record_of(tmp_path / "run")["idle"] is True
 
 
 @pytest.mark.filterwarnings("default")

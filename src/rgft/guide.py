@@ -245,6 +245,20 @@ class Guide:
         """
         return self._timetable.probes(self.step + 1) and self._planning.rests(self.plan)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no plan of the policy's has been in force for a step so far."""
+        return self._timetable.idle(self.step)
+
+    @property
+    def _sooner_than_told(self) -> bool:
+        """Whether the number of steps was not known at the start, or a budget ends before it."""
+        total = self.config.total_steps
+        if total is None:
+            return True
+        ended = self.spending is not None and self.spending.finished
+        return ended and not self._timetable.idle(total)
+
     def close(self) -> None:
         """Let go of the optimizer; every parameter the guide froze requires a gradient again.
 
@@ -260,7 +274,7 @@ class Guide:
             self._engagement.judge(checks)
         finally:
             self._engagement.end()
-        if guided and self.config.total_steps is None:
+        if guided and self._sooner_than_told:
             self._timetable.warn_if_idle(guided)
         bypass = self._enforcement.bypass
         if guided > self._timetable.first and bypass is not None and not bypass.acted:

@@ -35,7 +35,9 @@ def outcome(
     full = counted if spending is None else round(spending.full)
     parameters = list(prepared.model.parameters())
     components = recorder.components()
+    assert guidance.guide is not None
     return {
+        "idle": guidance.guide.idle,
         "budget_auto": stage_record(spending) if prepared.auto and spending else None,
         "metrics": results,
         "history": recorder.history,

@@ -49,9 +49,13 @@ class Timetable:
             return False
         return ((step - self.config.warmup) // self.config.every) % every == 0
 
+    def idle(self, steps: int) -> bool:
+        """Whether a run of that many steps ends before a plan of the policy's is in force."""
+        return self.first > 0 and steps <= self.first - (not self.config.lag)
+
     def warn_if_idle(self, steps: int) -> None:
-        """Say so if a run of that many steps ends before a plan of the policy's is in force."""
-        if self.first == 0 or steps > self.first - (not self.config.lag):
+        """Say so if a run of that many steps is idle."""
+        if not self.idle(steps):
             return
         warnings.warn(
             f"the method does nothing in this run: it first decides after step {self.first}, and "

@@ -14,7 +14,7 @@ from rgft.bench.comparisons import Comparison, compare, differences, levers
 from rgft.bench.figures import error_bars
 from rgft.bench.results import Result, judged_on, shown
 from rgft.bench.statistics import interval
-from rgft.bench.table import Table, budget_text, interval_text, spread
+from rgft.bench.table import Table, budget_text, interval_text, spread, with_idle
 from rgft.report.figures import KIND_COLORS
 
 
@@ -118,7 +118,8 @@ def table(one: Ablation, found: Sequence[Result], compared: Sequence[Comparison]
         f"Headline metric x 100 ({split}), mean ± standard deviation over seeds, and the mean "
         f"difference from {one.base}, paired by task and seed."
     )
-    return Table(one.title, caption, header, rows)
+    shown_here = [r for r in at.values() if r.arm in _arms(one)]
+    return Table(one.title, with_idle(caption, shown_here), header, rows)
 
 
 def with_tables(found: Sequence[Result]) -> list[tuple[Ablation, Table]]:

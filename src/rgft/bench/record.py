@@ -12,7 +12,7 @@ from rgft.report.grid import load_grid
 
 KEPT = (
     *("method", "seed", "lr", "epochs", "batch_size", "adam_beta2", "dropout", "layers", "survey"),
-    *("rows", "config"),
+    *("rows", "config", "idle"),
     *("metric", "metrics", "flops", "seconds", "visits", "prefix_cache", "peak_memory_bytes"),
     *("versions", "hardware", "resumed", "command", "code_revision", "started", "finished"),
 )

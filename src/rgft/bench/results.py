@@ -52,6 +52,11 @@ class Result:
         """Name of the headline metric."""
         return str(next(iter(self.runs.values()))["metric"])
 
+    @property
+    def idle(self) -> int:
+        """How many runs ended before the method's first decision."""
+        return sum(bool(run.get("idle")) for run in self.runs.values())
+
     def scores(self, split: str) -> dict[int, float]:
         """The headline metric by seed, of the runs that have the split."""
         found = {}

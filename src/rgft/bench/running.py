@@ -129,7 +129,9 @@ def told(record: Record) -> str:
     score = record["metrics"]["validation"][record["metric"]]
     seconds = amounts.duration(total_seconds(record))
     share = amounts.share(record["flops"]["share"])
-    return f"validation {record['metric']} {amounts.metric(score)}, {share} of FLOPs, {seconds}"
+    idle = "; the method made no decision" if record.get("idle") else ""
+    quality = f"validation {record['metric']} {amounts.metric(score)}"
+    return f"{quality}, {share} of FLOPs, {seconds}{idle}"
 
 
 def total_seconds(record: Record) -> float:

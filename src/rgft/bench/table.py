@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rgft.bench.results import Result
+
+IDLE = "idle"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,21 @@ def _cell(text: str) -> str:
 
 
 def spread(result: Result, split: str) -> str:
-    """Mean and deviation of the headline metric over seeds; x 100."""
-    return spread_text([100 * score for score in result.scores(split).values()])
+    """Mean and deviation of the headline metric over seeds; x 100; and a mark on idle runs."""
+    text = spread_text([100 * score for score in result.scores(split).values()])
+    if not result.idle:
+        return text
+    return f"{text} ({IDLE if result.idle == len(result.runs) else f'{result.idle} {IDLE}'})"
+
+
+def with_idle(caption: str, found: Iterable[Result]) -> str:
+    """The caption, with what the mark means where there is one."""
+    if not any(result.idle for result in found):
+        return caption
+    return (
+        f"{caption} {IDLE}: runs that ended before the method's first decision, so that it chose "
+        "nothing."
+    )
 
 
 def spread_text(values: Sequence[float]) -> str:

@@ -10,7 +10,15 @@ from rgft.bench.areas import areas
 from rgft.bench.comparisons import Comparison, against_reference, compare, levers
 from rgft.bench.domains import calibration, other_domains
 from rgft.bench.results import Result, costs_to_target, judged_on, shown
-from rgft.bench.table import Table, budget_order, budget_text, interval_text, spread
+from rgft.bench.table import (
+    IDLE,
+    Table,
+    budget_order,
+    budget_text,
+    interval_text,
+    spread,
+    with_idle,
+)
 from rgft.report import amounts
 
 
@@ -44,7 +52,7 @@ def leaderboard(found: Sequence[Result]) -> Table:
         f"Headline metric x 100 on the {split} split: mean ± standard deviation over seeds, at the "
         "learning rate that validation chose. The mean is over all tasks, for arms that have all."
     )
-    return Table("Leaderboard", caption, header, [row[2] for row in rows])
+    return Table("Leaderboard", with_idle(caption, found), header, [row[2] for row in rows])
 
 
 def against_full(found: Sequence[Result]) -> Table:
@@ -52,15 +60,17 @@ def against_full(found: Sequence[Result]) -> Table:
     return _compared(
         "Against full fine-tuning at the same budget",
         compare(found, against_reference(found), judged_on(found)),
+        found,
     )
 
 
 def lever_table(found: Sequence[Result]) -> Table:
     """Every arm against the one that it extends: what a lever is worth."""
-    return _compared("Levers", compare(found, levers(found), judged_on(found)))
+    return _compared("Levers", compare(found, levers(found), judged_on(found)), found)
 
 
-def _compared(title: str, comparisons: Sequence[Comparison]) -> Table:
+def _compared(title: str, comparisons: Sequence[Comparison], found: Sequence[Result]) -> Table:
+    idle = {(r.arm, r.budget) for r in found if r.idle}
     caption = (
         "Difference in points, paired by task and seed; 95% bootstrap interval over seeds within "
         "tasks (too narrow with three of them); p of the sign-flip test, corrected by Holm over "
@@ -69,13 +79,15 @@ def _compared(title: str, comparisons: Sequence[Comparison]) -> Table:
     header = ["budget", "arm", "against", "difference", "95% interval", "p", "tasks", "pairs", ""]
     rows = [
         [
-            *(budget_text(c.budget), c.arm, c.base, f"{c.difference:+.1f}"),
+            budget_text(c.budget),
+            f"{c.arm} ({IDLE})" if (c.arm, c.budget) in idle else c.arm,
+            *(c.base, f"{c.difference:+.1f}"),
             interval_text(c.low, c.high),
             *(f"{c.p:.3g}", str(c.problems), str(c.pairs), c.verdict),
         ]
         for c in comparisons
     ]
-    return Table(title, caption, header, rows)
+    return Table(title, with_idle(caption, found), header, rows)
 
 
 def targets(found: Sequence[Result]) -> Table:
@@ -111,7 +123,8 @@ def runs(found: Sequence[Result]) -> Table:
                      amounts.duration(r.seconds)])  # fmt: skip
     header = ["task", "budget", "arm", "rate", "seeds", "failed", "validation", "test",
               "FLOPs, share of full", "seconds"]  # fmt: skip
-    return Table("Runs", "Every arm at the rate that validation chose, of how many.", header, rows)
+    caption = with_idle("Every arm at the rate that validation chose, of how many.", found)
+    return Table("Runs", caption, header, rows)
 
 
 def _points(mean: float) -> str:
