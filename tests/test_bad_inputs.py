@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import rgft
+import tiny_images
 import tiny_run
 from rgft.error_map import ErrorMap
 from rgft.errors import InputError
@@ -287,6 +288,49 @@ def test_wrong_text_columns_are_said_before_the_label_is_looked_for(
     given = ["--model", str(tiny_model), "--data", str(data), "--output-dir", str(tmp_path / "o")]
     code = call(monkeypatch, "train", *given, "--text-columns", "text")
     assert_refused(code, capfd, "has no column 'text'", tmp_path / "o")
+
+
+PLACES: dict[str, tuple[str, str]] = {
+    "no such model": ("models: [./modle]\ntasks: [data]", "there is no model folder ./modle"),
+    "model of something else": (
+        "models: [pictures]\ntasks: [data]",
+        "is a model of images, but 'data' is a task of texts",
+    ),
+    "no such label column": (
+        "models: [model]\ntasks: [data, {name: other, data: data, label_column: stars}]",
+        "arm full on other: {data}/train.jsonl has no column 'stars'",
+    ),
+    "no such text column": (
+        "models: [model]\ntasks: [{name: data, text_columns: body}]",
+        "has no column 'body'",
+    ),
+    "more rows than there are": (
+        "models: [model]\ntasks: [data]\nrows: 7",
+        "but there are 6 training rows",
+    ),
+}
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+@pytest.mark.parametrize("name", PLACES)
+def test_what_no_cell_could_load_is_said_before_the_first(
+    name: str,
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    places, said = PLACES[name]
+    data = write(tmp_path / "data", GOOD_DATA)
+    tiny_run.build_model(tmp_path / "model")
+    tiny_images.build_model(tmp_path / "pictures")
+    text = f"{places}\nseeds: [0]\nbudgets: [0.5, 1]\narms: {{full: {{}}, rgft: {{}}}}\n"
+    (tmp_path / "suite.yaml").write_text(text)
+    capfd.readouterr()
+    given = [str(tmp_path / "suite.yaml"), "--output-dir", str(tmp_path / "o")]
+    code = call(monkeypatch, "bench", *given, *options)
+    assert_refused(code, capfd, said.format(data=data), tmp_path / "o")
+    assert not (tmp_path / "o").exists()
 
 
 def _damage(**files: str | bytes | None) -> Callable[[Path], None]:

@@ -28,7 +28,11 @@ from rgft.launch import launched
 @click.option("--ray", help="Run cells on Ray: 'local', 'auto' or the address of a cluster.")
 @click.option("--retry-failed", is_flag=True, help="Run cells that have failed again.")
 @click.option("--keep-runs", is_flag=True, help="Keep the folder of every run.")
-@click.option("--dry-run", is_flag=True, help="Say what would run, and run nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say how much would run, look for what it needs, and run nothing.",
+)
 @click.option("--extend", multiple=True, help="Python file with METHODS or TASKS; repeatable.")
 def bench(  # noqa: PLR0913, PLR0917 - its options
     suite_file: Path,
@@ -48,7 +52,7 @@ def bench(  # noqa: PLR0913, PLR0917 - its options
             "start it in one"
         )
     from rgft import extensions  # noqa: PLC0415 - what follows takes seconds to import
-    from rgft.bench.cells import by_key, check_arms_differ  # noqa: PLC0415
+    from rgft.bench.cells import by_key, check_arms_differ, settled  # noqa: PLC0415
     from rgft.bench.journal import FILE, read_records  # noqa: PLC0415
     from rgft.bench.running import outcome, run_suite  # noqa: PLC0415
     from rgft.bench.suite import load_suite  # noqa: PLC0415
@@ -58,10 +62,16 @@ def bench(  # noqa: PLR0913, PLR0917 - its options
     check_arms_differ(suite)
     if output_dir.is_file():
         raise InputError(f"{output_dir} is a file; give --output-dir a folder")
-    before = outcome(suite, by_key(read_records(output_dir / FILE)))
+    records = by_key(read_records(output_dir / FILE))
+    before = outcome(suite, records)
     left = before.total - before.finished - (0 if retry_failed else len(before.failed))
     print(f"{suite.name}: {before.total} cells, {before.finished} finished, "
           f"{len(before.failed)} failed, {left} to run at most")  # fmt: skip
+    if left:
+        from rgft.bench.checks import check_places  # noqa: PLC0415
+
+        records = {k: r for k, r in records.items() if not retry_failed or r["status"] != "failed"}
+        check_places(settled(suite, records)[1])
     if dry_run:
         return
     pool = _workers(ray, workers, threads, output_dir, keep_runs)
