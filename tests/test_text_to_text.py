@@ -409,7 +409,13 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         "balance is 0.5, but the labels are texts, not classes; drop it",
     ),
     "a cache": ("t5", {"prefix_cache": "int8", "settings": {"frozen_below": 2}}, "is not kept"),
-    "a new head": ("t5", {"method": "linear-probing"}, "no component of kind head"),
+    "a new head": ("t5", {"method": "linear-probing"}, "it has embedding, layer, norm: set"),
+    "a new head, and another": (
+        "llama",
+        {"method": "linear-probing", "max_length": 32},
+        "this model has none (one that writes texts has no new head); it has embedding, layer, "
+        "norm, lm_head: set always_train to one of these, or choose another method",
+    ),
     "no task of texts": (
         "t5",
         {"target_column": None, "label_column": "summary"},

@@ -159,10 +159,12 @@ class Planning:
     def _check(self, scale: Tensor) -> None:
         """Refuse multipliers that cannot be carried out; say where freezing saves nothing."""
         if not bool((scale > 0).any()):
+            wanted = " or ".join(self._config.always_train) or "-"
+            kinds = ", ".join(dict.fromkeys(component.kind for component in self._components))
             raise InputError(
-                "the policy freezes every component: nothing would train; the model has no "
-                f"component of kind {' or '.join(self._config.always_train) or '-'}, which always "
-                "trains"
+                "nothing would train: the policy freezes every component but those of kind "
+                f"{wanted}, and this model has none (one that writes texts has no new head); it "
+                f"has {kinds}: set always_train to one of these, or choose another method"
             )
         if not bool(((scale == 0) & ~self.never).any()):
             return
