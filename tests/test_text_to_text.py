@@ -21,7 +21,9 @@ from transformers import (
     GenerationConfig,
 )
 
+import rgft
 import tiny_texts
+from flops import counted_flops
 from rgft.budgeting import batch_shapes, full_fine_tuning_flops
 from rgft.costs import CostModel
 from rgft.errors import InputError
@@ -32,7 +34,7 @@ from rgft.tasks import load_pairs
 from rgft.text_to_text import INPUTS, TextToTextInputs, Writing
 from rgft.train import run
 from rgft.writing import write
-from runs import assert_a_kill_leaves_no_trace, record_of
+from runs import assert_a_kill_leaves_no_trace, call, record_of
 
 ENCODERS = ("t5", "bart")
 WRITING = Writing(prompt=24, answer=8, beams=1, rows=128)
@@ -149,7 +151,7 @@ def test_a_run_leaves_a_model_that_writes_what_it_says(
     assert record["history"][-1]["validation"] == record["metrics"]["validation"]
 
 
-@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize("kind", ["bart", "llama"])
 def test_no_setting_beside_the_weights_has_a_part_in_writing(
     folders: dict[str, Path], kind: str
 ) -> None:
@@ -208,7 +210,7 @@ def test_tokens_that_a_model_forces_are_written(folders: dict[str, Path]) -> Non
 # methods
 
 
-@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize("kind", ["bart", "llama"])
 @pytest.mark.parametrize("method", ["rgft", "lora", "rgft-lora", "rgft-threshold"])
 def test_every_kind_of_method_trains_and_meets_its_budget(
     spec: RunSpec, folders: dict[str, Path], tmp_path: Path, method: str, kind: str
@@ -223,7 +225,7 @@ def test_every_kind_of_method_trains_and_meets_its_budget(
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize("kind", ["bart", "llama"])
 def test_without_a_survey_all_layers_train(
     spec: RunSpec, folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -240,7 +242,7 @@ def test_without_a_survey_all_layers_train(
     assert same and all("embed" in name or name.startswith("shared") for name in same)
 
 
-@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize("kind", ["bart", "llama"])
 def test_a_killed_run_resumes_to_the_same_bits(
     spec: RunSpec, folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -288,7 +290,7 @@ def test_a_cached_prefix_changes_no_weight(
         assert torch.allclose(tensor, theirs[name], atol=1e-5), name
 
 
-@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize("kind", ["bart", "llama"])
 def test_full_fine_tuning_costs_what_it_was_priced_at(
     spec: RunSpec, folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -307,7 +309,7 @@ def test_full_fine_tuning_costs_what_it_was_priced_at(
 # batches
 
 
-@pytest.mark.parametrize("kind", ["t5", "llama"])
+@pytest.mark.parametrize("kind", ["bart", "llama"])
 def test_batches_are_those_of_transformers(folders: dict[str, Path], kind: str) -> None:
     inputs = inputs_of(folders[kind])
     rows = inputs.examples(load_pairs(folders["data"], "summary"), "train")[:5]
@@ -423,6 +425,33 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "half a stack": ("t5", {"keep_layers": 1}, "has no single stack of layers"),
 }
+
+
+@pytest.mark.parametrize("kind", ["bart", "llama"])
+def test_inspection_prices_what_writing_costs(
+    kind: str,
+    folders: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Against a step of a run with one component that trains, on texts of that many tokens."""
+    assert call(monkeypatch, "inspect", "--model", str(folders[kind]), "--writes", "--json") == 0
+    printed = capfd.readouterr()
+    assert printed.err == ""
+    rows = json.loads(printed.out)
+    model = tiny_texts.MODELS[kind]()
+    batch = dict.fromkeys(("input_ids", "labels"), torch.zeros(32, 64, dtype=torch.long))
+    batch["attention_mask"] = torch.ones_like(batch["labels"])
+    full = sum(counted_flops(model, batch))
+    for component, row in zip(rgft.partition(model, "layer"), rows, strict=True):
+        assert row["name"] == component.name
+        own = {part.parameter for part in component.slices}
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name in own)
+        alone = sum(counted_flops(model, batch))
+        assert row["cost_alone"] == pytest.approx(alone / full, rel=1e-3)
+    assert call(monkeypatch, "inspect", "--model", str(folders[kind])) == 0
+    assert "a classifier of two classes (--writes:" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("case", REFUSED)

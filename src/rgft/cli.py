@@ -226,18 +226,24 @@ def train(  # noqa: PLR0913, PLR0917 - its options
 @app.command()
 @click.option("--model", default="minilm", show_default=True, help="As for `rgft train`.")
 @click.option("--granularity", default="layer", show_default=True, help="As for `rgft train`.")
+@click.option("--writes", is_flag=True, help="As for texts to write; else as a classifier.")
 @click.option("--seconds", is_flag=True, help="Also in seconds, from a few steps timed here.")
 @click.option("--json", "as_json", is_flag=True, help="Machine-readable.")
-def inspect(model: str, granularity: str, seconds: bool, as_json: bool) -> None:
+def inspect(model: str, granularity: str, writes: bool, seconds: bool, as_json: bool) -> None:
     """List a model's components: parameters, and what each costs to train."""
     from rgft.inspection import ROWS, TOKENS, inspect_model  # noqa: PLC0415
-    from rgft.progress import waiting  # noqa: PLC0415
+    from rgft.progress import Quiet, waiting  # noqa: PLC0415
 
-    with waiting("timing a few steps" if seconds else "counting FLOPs"):
-        rows = inspect_model(model, granularity, seconds=seconds)
+    with Quiet(), waiting("timing a few steps" if seconds else "counting FLOPs"):
+        rows = inspect_model(model, granularity, seconds=seconds, writes=writes)
     if as_json:
         print(json.dumps(rows, indent=1))
         return
+    as_what = (
+        "the model writes texts"
+        if writes
+        else "the model is a classifier of two classes (--writes: of texts to write)"
+    )
     timed = ("seconds alone", "seconds down to it") if seconds else ()
     table = Table("component", "kind", "depth", "parameters", "alone", "down to it", *timed)
     for column in table.columns[2:]:
@@ -251,7 +257,7 @@ def inspect(model: str, granularity: str, seconds: bool, as_json: bool) -> None:
         )
     show(table)
     print("cost: FLOPs of a step as a share of full fine-tuning, if only this component trains,")
-    print("and if this and all nearer to the output train")
+    print("and if this and all nearer to the output train; " + as_what)
     if seconds:
         print(
             f"seconds: forward and backward pass of such a step ({ROWS} texts of {TOKENS} tokens, "

@@ -12,7 +12,7 @@ from torch import Tensor
 from rgft.components import partition
 from rgft.costs import CostModel, StepSeconds, calibrate
 from rgft.images import ImageInputs
-from rgft.models import load_classifier, load_tokenizer, modalities
+from rgft.models import load_classifier, load_tokenizer, load_writer, modalities, writes_as
 
 ROWS, TOKENS = 32, 64
 TIMED = ((ROWS, TOKENS), (8, 64), (8, 16))  # rows and tokens of the batches of a calibration
@@ -26,14 +26,16 @@ def inspect_model(
     granularity: str,
     *,
     seconds: bool = False,
+    writes: bool = False,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
     """A row per component: what it is, its parameters, and its cost as shares of full fine-tuning.
 
     `cost_alone`: only it trains; `cost_down_to`: it and all components at its depth or nearer to
     the output train; `weight_gradient`: its own weight gradients. Each is the FLOPs of a step
-    (forward and backward) of 32 texts of 64 tokens, or 32 images, with a two-class head over those
-    of full fine-tuning.
+    (forward and backward) of 32 texts of 64 tokens, or 32 images, over those of full fine-tuning:
+    with a two-class head, or with the head that writes. Encoder-decoders write 64 tokens for 64
+    that they read; decoders read and write 64 in all.
 
     Args:
         model: Folder, hub id or packaged name.
@@ -41,12 +43,18 @@ def inspect_model(
         seconds: Whether to time a few steps on this machine, and add `seconds_alone`,
             `seconds_down_to` and `seconds_full`: what they say that such steps take; and
             `seconds_error`, how far off that is for the steps that were timed (relative).
+        writes: Whether it is to write texts, and not to classify.
         clock: Seconds.
 
     Raises:
-        InputError: The model cannot be loaded, or not be split like that.
+        InputError: The model cannot be loaded, does not write, or cannot be split like that.
     """
-    loaded, batches = _image_model(model) if modalities(model) == ("image",) else _text_model(model)
+    if writes:
+        loaded, batches = _writer(model)
+    elif modalities(model) == ("image",):
+        loaded, batches = _image_model(model)
+    else:
+        loaded, batches = _text_model(model)
     components = partition(loaded, granularity)
     costs = CostModel(loaded)
     graph = costs.graph(**batches[0])
@@ -81,6 +89,13 @@ def _text_model(model: str) -> tuple[Any, list[Batch]]:
     loaded: Any = load_classifier(model, LABELS, load_tokenizer(model).pad_token_id)
     end = loaded.config.eos_token_id if loaded.config.is_encoder_decoder else 0
     return loaded, [_texts(*shape, end) for shape in TIMED]
+
+
+def _writer(model: str) -> tuple[Any, list[Batch]]:
+    """The same of a model with the head that it was pre-trained with."""
+    loaded: Any = load_writer(model, writes_as(model, "--writes"))
+    batches = [_texts(*shape, 0) for shape in TIMED]
+    return loaded, [{**batch, "labels": batch["input_ids"]} for batch in batches]
 
 
 def _image_model(model: str) -> tuple[Any, list[Batch]]:
