@@ -614,6 +614,17 @@ def test_resume_with_another_seed(
     assert_refused(code, capfd, "seed was 0")
 
 
+def test_resume_with_what_was_not_given(
+    stopped: tuple[RunSpec, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    capfd.readouterr()
+    given = ["--resume", "--output-dir", str(stopped[1])]
+    code = call(monkeypatch, "train", *given, "--budget", "0.5")
+    assert_refused(code, capfd, "budget was not given in the run to resume and is '0.5' now")
+
+
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"]
 )

@@ -53,10 +53,10 @@ def begin(spec: RunSpec, output_dir: Path, *, resume: bool, overwrite: bool) -> 
         changed = {k for k, v in given.items() if before.get(k) != v}
         if changed:
             name = min(changed)
+            was, now_is = (_given(values.get(name)) for values in (before, given))
             raise InputError(
-                f"{name} was {before.get(name)!r} in the run to resume and is "
-                f"{given[name]!r} now; resume with the same settings or, once it has finished, "
-                "train on from its model in another folder: "
+                f"{name} was {was} in the run to resume and is {now_is} now; resume with the same "
+                "settings or, once it has finished, train on from its model in another folder: "
                 f"--model {shlex.quote(str(output_dir))} --output-dir NEW"
             )
         record.pop("step", None)
@@ -71,6 +71,10 @@ def begin(spec: RunSpec, output_dir: Path, *, resume: bool, overwrite: bool) -> 
             f"{output_dir} already holds a run; give --resume, --overwrite or another folder"
         )
     return {"status": "running", "arguments": given, "started": now()}
+
+
+def _given(value: Any) -> str:
+    return "not given" if value is None else repr(value)
 
 
 def refuse_foreign(output_dir: Path, names: Iterable[str]) -> None:
