@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from rgft.bench.cells import cell, check_arms_differ, count, points, settled
-from rgft.bench.journal import append_record, read_records
+from rgft.bench.cells import Cell, cell, check_arms_differ, count, points, settled
+from rgft.bench.journal import FILE, append_record, read_records
+from rgft.bench.running import run_suite
 from rgft.bench.suite import load_suite
+from rgft.bench.workers import Ended
 from rgft.errors import InputError
 from rgft.methods import find_method
 
@@ -112,6 +114,42 @@ def test_other_seeds_come_when_all_rates_are_settled(tmp_path: Path) -> None:
     assert [c.labels["rate"] for c in settled(suite, records)[1]] == [4e-4]
     records[due[2].key] = {**due[2].labels, "status": "failed"}
     assert [(c.labels["rate"], c.spec.seed) for c in settled(suite, records)[1]] == [(2e-4, 1)]
+
+
+class TwoAtATime:
+    """Both have their records before either is told of, as with processes that end together."""
+
+    slots = 2
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._running: list[Cell] = []
+
+    def start(self, cell: Cell, *, again: bool) -> None:
+        del again
+        self._running.append(cell)
+
+    def ended(self, timeout: float) -> list[Ended]:
+        del timeout
+        for one in self._running:
+            finished = {"status": "finished", "metric": "loss", "flops": {"share": 1.0}}
+            measured = {"metrics": {"validation": {"loss": 1.0}}, "seconds": {"train": 60.0}}
+            record = {"key": one.key, **one.labels, **finished, **measured}
+            append_record(self._folder / FILE, record)
+        ended, self._running = [Ended(one, "recorded") for one in self._running], []
+        return ended
+
+    def stop(self) -> None:
+        pass
+
+
+def test_cells_that_end_together_are_counted_one_by_one(tmp_path: Path) -> None:
+    text = "tasks: [trec]\nseeds: [0, 1, 2, 3, 4]\narms: {full: {}}\n"
+    said: list[str] = []
+    run_suite(load_suite(written(tmp_path, text)), tmp_path, TwoAtATime(tmp_path), say=said.append)
+    assert [line.split()[0] for line in said] == [f"[{i}/5]" for i in (1, 2, 3, 4, 5)]
+    left = [line.partition("; about ")[2] for line in said]
+    assert left == ["2 min 0 s left", "2 min 0 s left", "1 min 0 s left", "1 min 0 s left", ""]
 
 
 @pytest.mark.parametrize("cut", [1, 10, -1])

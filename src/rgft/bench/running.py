@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -113,11 +114,10 @@ class _State:
             append_record(self._folder / FILE, {**labels, "reason": end.reason, "seconds": {}})
         self._again.discard(key)
         records = self._records()
-        done, _ = settled(self._suite, records)
-        left = time_left(
-            [records[cell.key] for cell in done], count(self._suite), self._workers.slots
-        )
-        ahead = "" if left is None else f"; about {amounts.duration(left)} left"
+        # others may have their records, too, and are told of when their processes end
+        done = [c for c in settled(self._suite, records)[0] if c.key not in self._running]
+        left = time_left([records[c.key] for c in done], count(self._suite), self._workers.slots)
+        ahead = f"; about {amounts.duration(left)} left" if left else ""
         place = f"[{len(done)}/{count(self._suite)}]"
         self._say(f"{place} {end.cell}: {told(records[key])}{ahead}")
 
@@ -144,10 +144,10 @@ def total_seconds(record: Record) -> float:
 def time_left(records: Iterable[dict[str, Any]], total: int, slots: int) -> float | None:
     """Seconds until `total` cells are done, if those to come take as long as those that are.
 
-    >>> time_left([{"seconds": {"train": 4.0}}, {"seconds": {"train": 6.0}}], 6, 2)
+    >>> time_left([{"seconds": {"train": 4.0}}, {"seconds": {"train": 6.0}}], 5, 2)
     10.0
     """
     seconds = [total_seconds(record) for record in records]
     if not seconds:
         return None
-    return statistics.fmean(seconds) * max(0, total - len(seconds)) / slots
+    return statistics.fmean(seconds) * math.ceil(max(0, total - len(seconds)) / slots)
