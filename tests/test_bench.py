@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import random
+import shlex
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -93,8 +95,11 @@ def test_records_have_what_they_promise(finished: Path) -> None:
 
 def test_a_second_call_runs_nothing(finished: Path) -> None:
     before = (finished / "out" / FILE).read_bytes()
-    code, out, _ = whole(finished / "tiny.yaml", finished / "out")
+    same = shutil.copy(finished / "tiny.yaml", finished / "a suite.yaml")
+    code, out, _ = whole(same, finished / "out")
     assert code == 0 and "10 finished" in out and "[" not in out
+    _, _, advice = out.strip().partition("see it with: ")
+    assert shlex.split(advice)[2:] == [str(finished / "out"), "--output", "a suite.html"]
     assert (finished / "out" / FILE).read_bytes() == before
 
 

@@ -82,8 +82,8 @@ def bench(  # noqa: PLR0913, PLR0917 - its options
         except KeyboardInterrupt:
             print(f"rgft: stopped; {again}", file=sys.stderr)
             raise SystemExit(1) from None
-    print(f"{after.finished} finished, {len(after.failed)} failed; see it with: "
-          f"rgft report {shlex.quote(str(output_dir))} --output {suite.name}.html")  # fmt: skip
+    see = ["rgft", "report", str(output_dir), "--output", f"{suite.name.replace('/', '-')}.html"]
+    print(f"{after.finished} finished, {len(after.failed)} failed; see it with: {shlex.join(see)}")
     for record in after.failed:
         shown = " ".join(str(record[name]) for name in ("task", "arm", "budget", "rate", "seed"))
         print(f"rgft: failed: {shown}: {record['reason']}", file=sys.stderr)
