@@ -75,7 +75,7 @@ app.add_command(compare_maps)
 @click.option("--task", help="A task by name; `rgft data` lists them.")
 @click.option(
     "--data",
-    help="Folder with train, validation (and test) as JSONL, CSV or Parquet; "
+    help="Folder with train, validation (and test) as JSONL, JSON, CSV or Parquet; "
     "with --task, where that task lies.",
 )
 @click.option("--text-columns", help="One text column, or two joined by a comma.  [detected]")

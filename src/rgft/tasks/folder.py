@@ -36,7 +36,7 @@ def load_folder(
     text_columns: Sequence[str] | None = None,
     label_column: str | None = None,
 ) -> TaskData:
-    """Load a task from `train`, `validation` and `test` files (JSON Lines, CSV or Parquet).
+    """Load a task from `train`, `validation` and `test` files (JSON Lines, JSON, CSV or Parquet).
 
     Strings and ints are classes (sorted, then numbered from 0), floats are a regression. A column
     of images, as Parquet files of the hub hold them, is the input where there is one and no text
