@@ -20,7 +20,7 @@ from rgft.policies import find_policy
 from rgft.spec import RunSpec, command
 from rgft.tasks import load_folder
 from rgft.train import run
-from runs import assert_a_kill_leaves_no_trace
+from runs import assert_a_kill_leaves_no_trace, call
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +55,23 @@ def test_the_budget_is_met(spec: RunSpec, tmp_path: Path, method: str, budget: f
     assert record["history"][-1]["flops"] == record["flops"]["spent"]
     rates = [entry["lr"] for entry in record["train_loss"]]
     assert rates[-1] == min(rates) < 0.6e-3
+
+
+def test_a_run_well_over_its_budget_says_so(
+    tiny_model: Path,
+    small_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Of one step there is no hundredth."""
+    given = ["--model", str(tiny_model), "--data", str(small_data), "--epochs", "1"]
+    for budget, said in (("0.01", 1), ("1", 0)):
+        options = ["--method", "full", "--budget", budget, "--output-dir", str(tmp_path / budget)]
+        assert call(monkeypatch, "train", *given, *options) == 0
+        lines = capfd.readouterr().err.splitlines()
+        assert len(lines) == said
+        assert all("spent 100.0% of full fine-tuning, over its budget of 1.0%" in s for s in lines)
 
 
 def test_full_fine_tuning_costs_what_it_was_priced_at(spec: RunSpec, tmp_path: Path) -> None:

@@ -199,7 +199,7 @@ def train(  # noqa: PLR0913, PLR0917 - its options
         spec = from_arguments(before.get("arguments") or {}, **given)
     else:
         spec = RunSpec(**given)
-    from rgft.notes import notes_at_once  # noqa: PLC0415
+    from rgft.notes import note, notes_at_once, overspent  # noqa: PLC0415
     from rgft.train import run  # noqa: PLC0415
 
     again = f"go on with: rgft train --resume --output-dir {shlex.quote(str(output_dir))}"
@@ -214,6 +214,8 @@ def train(  # noqa: PLR0913, PLR0917 - its options
         return
     if record["status"] == "interrupted":
         fail(f"stopped and saved at step {record['step']}; {again}", 1)
+    if over_budget := overspent(record):
+        note(over_budget)
     show(summary(record))
     report = output_dir / "report.html"
     print(

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from tqdm import tqdm
 
 from rgft.launch import leads
+from rgft.spending import parse_budget
+
+TOLERANCE = 0.02  # of full fine-tuning, by which a run may end over its budget unsaid
 
 
 def note(text: object) -> None:
     """Write a note, of one process if there are several; above bars, where there are some."""
     if leads():
         tqdm.write(f"rgft: note: {' '.join(str(text).split())}", file=sys.stderr)
+
+
+def overspent(record: Mapping[str, Any]) -> str:
+    """What to say of a finished run that ended well over its share of full fine-tuning, if it did.
+
+    >>> overspent({"budget": "0.1", "flops": {"share": 0.11}})
+    ''
+    >>> overspent({"budget": "0.1", "flops": {"share": 0.25}})[:59]
+    'the run spent 25.0% of full fine-tuning, over its budget of'
+    """
+    share = parse_budget(record["budget"] or "1").share
+    spent = record["flops"]["share"]
+    if record["budget"] is None or share is None or spent <= share + TOLERANCE:
+        return ""
+    return (
+        f"the run spent {spent:.1%} of full fine-tuning, over its budget of {share:.1%}: a run has "
+        "at least one step, and ends with a whole one; give a larger --budget, a lower "
+        "--batch-size, or more data"
+    )
 
 
 @contextmanager
