@@ -41,7 +41,8 @@ CONTRACT = {
 
 @pytest.fixture(scope="module")
 def spec(tiny_model: Path, tiny_data: Path) -> RunSpec:
-    return RunSpec(model=str(tiny_model), data=str(tiny_data), epochs=2, batch_size=16, lr=1e-3)
+    given = {"model": str(tiny_model), "data": str(tiny_data), "evaluations": 4}
+    return RunSpec(**given, epochs=2, batch_size=16, lr=1e-3)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,22 @@ def test_history_is_over_steps_and_flops(finished: Path) -> None:
     assert spent == sorted(set(spent))
     assert spent[-1] == record["flops"]["spent"]
     assert record["history"][-1]["validation"] == record["metrics"]["validation"]
+
+
+@pytest.mark.parametrize(
+    ("batch", "epochs", "steps"),
+    [
+        (16, 2.0, [11, 16]),  # 8 an epoch: ten steps are more than one
+        (2, 0.5, [20, 30]),  # 40 rows to validate
+        (1, 0.5, [40, 60]),  # the same
+        (16, 0.5, [4]),
+    ],
+)
+def test_small_data_is_evaluated_less_often(
+    batch: int, epochs: float, steps: list[int], spec: RunSpec, tmp_path: Path
+) -> None:
+    given = replace(spec, evaluations=None, method="full", batch_size=batch, epochs=epochs)
+    assert [look["step"] for look in run(given, tmp_path)["history"]] == steps
 
 
 def test_error_map_has_a_row_per_step_and_component(finished: Path) -> None:

@@ -136,7 +136,11 @@ app.add_command(compare_maps)
     metavar="KEY=VALUE",
     help="A setting of the method: beta=0.95, alpha=2, top=0.3, every=1, ...; repeatable.",
 )
-@click.option("--evaluations", type=int, help="Evaluations and checkpoints per epoch, about.  [4]")
+@click.option(
+    "--evaluations",
+    type=int,
+    help="Evaluations and checkpoints per epoch, about.  [4; fewer on small data]",
+)
 @click.option(
     "--keep-layers",
     type=int,

@@ -32,7 +32,7 @@ RULES: dict[str, Rule] = {
     "written_rows": optional(whole(1)),
     "max_train_rows": optional(whole(1)),
     "max_evaluation_rows": optional(whole(1)),
-    "evaluations": whole(1),
+    "evaluations": optional(whole(1)),
     "keep_layers": optional(whole(1)),
     "skip": optional((lambda v: number(v) and 0 <= v < 1, "in [0, 1)")),
     "balance": optional((lambda v: number(v) and 0 <= v <= 1, "in [0, 1]")),
@@ -76,7 +76,8 @@ class RunSpec:
         max_evaluation_rows: Most rows of each other split that are used; None for all.
         granularity: How components are cut; None for the method's own.
         settings: Fields of `Config` that are to differ from the method's own, and lora_rank.
-        evaluations: Evaluations of the validation split, and checkpoints, per epoch (about).
+        evaluations: Evaluations of the validation split, and checkpoints, per epoch (about); None
+            for 4, or fewer on small data (`rgft.training_arguments.evaluations_per_epoch`).
         keep_layers: The first so many layers are kept, those after them dropped; None for what the
             method chooses (all of them without a budget).
         skip: With a budget: share of the well predicted samples that an epoch leaves out; None for
@@ -116,7 +117,7 @@ class RunSpec:
     max_evaluation_rows: int | None = None
     granularity: str | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    evaluations: int = 4
+    evaluations: int | None = None
     keep_layers: int | None = None
     skip: float | None = None
     group_by_length: bool | None = None

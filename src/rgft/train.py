@@ -202,7 +202,7 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
         spending.share(processes)
     recorder = RunRecorder(prepared.meter, guidance, prepared.sampling.ledger, processes)
     interruption, progress = StopOnSignal(processes), Progress(prepared.task.metric, spending)
-    pace = [] if spending is None else [Pace(spending, evaluations(spec))]
+    pace = [] if spending is None else [Pace(spending, evaluations(spec, prepared))]
     best = [BestStage(spending)] if spending and prepared.auto else []
     shown = [progress] if launch.first else []
     allocation = _allocation(prepared)

@@ -16,15 +16,16 @@ from rgft.spending import parse_budget
 
 WARMUP_SHARE = 0.06  # of all steps; RoBERTa's setting for GLUE (Liu et al. 2019)
 WEIGHT_DECAY = 0.01
+USUAL, LEAST_STEPS = 4, 10  # evaluations per epoch, and steps between two, where not given
 
 
 def training_arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> TrainingArguments:
     """AdamW, a rise and a linear fall of the rate, evaluations and checkpoints at intervals."""
     steps_per_epoch = math.ceil(len(prepared.examples["train"]) / prepared.batch_size)
-    interval = math.ceil(steps_per_epoch / spec.evaluations)
     # with a budget training stops when it is spent, however cheap its steps
     epochs = spec.epochs if spec.budget is None else math.ceil(spec.epochs * MOST_VISITS)
     total = math.ceil(epochs * steps_per_epoch)
+    interval = min(total, math.ceil(steps_per_epoch / evaluations_per_epoch(spec, prepared)))
     by_steps = "steps" if spec.budget is None else "no"
     return TrainingArguments(
         output_dir=str(output_dir / FOLDER),
@@ -59,8 +60,21 @@ def training_arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> T
     )
 
 
-def evaluations(spec: RunSpec) -> int:
+def evaluations_per_epoch(spec: RunSpec, prepared: Prepared) -> float:
+    """Evaluations per epoch, about.
+
+    By default `USUAL`, or fewer on small data, where each would take longer than what is trained
+    between two: then at least `LEAST_STEPS` steps, and the rows of the validation split, are.
+    """
+    if spec.evaluations is not None:
+        return spec.evaluations
+    rows = len(prepared.examples["train"])
+    least = max(LEAST_STEPS * prepared.batch_size, len(prepared.examples["validation"]))
+    return min(USUAL, rows / least)
+
+
+def evaluations(spec: RunSpec, prepared: Prepared) -> int:
     """Evaluations of a run with a budget: as many as full fine-tuning has for that share."""
     assert spec.budget is not None
     share = parse_budget(spec.budget).share or 1.0
-    return max(1, round(spec.evaluations * spec.epochs * share))
+    return max(1, round(evaluations_per_epoch(spec, prepared) * spec.epochs * share))
