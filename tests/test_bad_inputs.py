@@ -165,6 +165,13 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "label column of a task": (["--task", "trec", "--label-column", "x"], "--label-column"),
     "resume and overwrite": (["--resume", "--overwrite"], "exclude each other"),
     "nothing to resume": (["--resume"], "holds no run"),
+    "model is a file": (["--model", __file__], "is a file; give the folder that holds the model"),
+    "model is empty": (["--model", ""], "model is ''; allowed: a name or a folder"),
+    "data is empty": (["--data", ""], "data is ''; allowed: a name or a folder"),
+    "output folder is empty": (["--output-dir", ""], "it is empty; give a path"),
+    "budget with a comma": (["--budget", "0,3"], "budget is '0,3'; allowed: a share"),
+    "a text column twice": (["--text-columns", "text,text"], "two different ones"),
+    "extension is a folder": (["--extend", "."], "is no file; give --extend a Python file"),
 }
 
 
@@ -191,6 +198,15 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "nothing to fetch": (["data", "fetch"], "(see `rgft data fetch --help`)"),
     "unknown model to inspect": (["inspect", "--model", "./no-such"], "./no-such"),
     "name that no hub takes": (["inspect", "--model", "a b"], "the hub refuses it"),
+    "file of a model to inspect": (["inspect", "--model", __file__], "is a file; give the folder"),
+    "nothing to report": (["report", "none", "--output", "x.html"], "none holds no records"),
+    "report is a folder": (["report", "none", "--output", "."], ". is a folder; give --output a"),
+    "no folder of a report": (["report", "x", "--output", "a/x.html"], "there is no folder a;"),
+    "empty name of a report": (["report", "x", "--output", ""], "it is empty; give a path"),
+    "tables are a folder": (["maps", "none", "--markdown", "."], ". is a folder; give --markdown"),
+    "maps of nothing": (["maps", "none"], "none holds no records"),
+    "suite is not there": (["bench", "s.yaml", "--output-dir", "o"], "s.yaml does not exist"),
+    "no folder of a bench": (["bench", "s.yaml", "--output-dir", ""], "it is empty; give a path"),
     "granularity to inspect": (["inspect", "--granularity", "layr"], "layr"),
 }
 

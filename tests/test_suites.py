@@ -54,6 +54,15 @@ def test_extending_takes_over_and_changes(tmp_path: Path) -> None:
     assert arm.rates == (1e-4,) and arm.changes == {"method": "rgft", "settings": {"alpha": 2}}
 
 
+def test_names_that_look_like_numbers_are_names(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    task = '{name: mine, label_column: "2020", text_columns: ["1", "2"], balance: null}'
+    text = f"tasks: [{task}]\nseeds: [0]\narms: {{full: {{}}}}\n"
+    options = load_suite(written(tmp_path, text)).tasks[0].options
+    assert (options["label_column"], options["text_columns"]) == ("2020", ("1", "2"))
+    assert options["balance"] is None  # as it would be without the suite's own
+
+
 def test_an_arm_runs_on_the_tasks_that_it_names(tmp_path: Path) -> None:
     text = "tasks: [trec, cola]\nseeds: [0, 1]\nrates: [1e-4, 2e-4]\narms:\n  full: {}\n"
     text += (
@@ -76,6 +85,13 @@ def test_an_arm_runs_on_the_tasks_that_it_names(tmp_path: Path) -> None:
         (HEAD + "arms: {ful: {}}\n", "unknown method 'ful' (did you mean 'full'?)"),
         (HEAD + "arms: {full: {batchsize: 8}}\n", "did you mean 'batch_size'"),
         (HEAD + "arms: {full: {batch_size: 0}}\n", "batch_size is 0"),
+        (
+            HEAD + "arms: {full: {text_columns: 3}}\n",
+            "arm full: text_columns is 3; allowed: a list",
+        ),
+        (HEAD + "arms: {full: {text_columns: [3]}}\n", "text_columns is 3; allowed: a text"),
+        (HEAD + "arms: {full: {label_column: [a]}}\n", "arm full: label_column is ['a']"),
+        (HEAD + "arms: {full: {precision: 16}}\n", "arm full: precision is 16; allowed: a text"),
         (HEAD + "arms: {full: {settings: {bta: 1}}}\n", "did you mean 'beta'"),
         (HEAD + "arms: {full: {rates: [0]}}\n", "rates has 0"),
         (HEAD + "arms: {full: {budgets: [3]}}\n", "budget is '3'"),

@@ -16,9 +16,28 @@ from rgft.errors import InputError
 from rgft.launch import launched
 
 
+def place(text: str) -> Path:
+    """A path that is not empty, as that of a shell's variable that is not set."""
+    if not text.strip():
+        raise click.BadParameter("it is empty; give a path")
+    return Path(text)
+
+
+def check_new_file(option: str, path: Path | None) -> None:
+    """See before the work, not after it, whether a file can be put there.
+
+    Raises:
+        InputError: It is a folder, or there is no folder for it.
+    """
+    if path is not None and path.is_dir():
+        raise InputError(f"{path} is a folder; give {option} a file in it")
+    if path is not None and not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent}; make it, or give another {option}")
+
+
 @click.command()
 @click.argument("suite_file", metavar="SUITE.yaml", type=Path)
-@click.option("--output-dir", type=Path, required=True, help="Folder of the records.")
+@click.option("--output-dir", type=place, required=True, help="Folder of the records.")
 @click.option(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Cells at a time."
 )
@@ -115,8 +134,8 @@ def _stoppable() -> Iterator[None]:
 
 @click.command()
 @click.argument("places", metavar="DIR...", nargs=-1, required=True, type=Path)
-@click.option("--output", type=Path, required=True, help="The HTML file.")
-@click.option("--markdown", type=Path, help="Also the tables, as Markdown.")
+@click.option("--output", type=place, required=True, help="The HTML file.")
+@click.option("--markdown", type=place, help="Also the tables, as Markdown.")
 @click.option("--title", help="Of the page.  [the file's name]")
 def report(
     places: tuple[Path, ...], output: Path, markdown: Path | None, title: str | None
@@ -125,6 +144,8 @@ def report(
     from rgft.atomic import write_text_atomically  # noqa: PLC0415
     from rgft.bench import page  # noqa: PLC0415
 
+    check_new_file("--output", output)
+    check_new_file("--markdown", markdown)
     records = page.load(places)
     write_text_atomically(output, page.render(records, title or output.stem))
     print(f"page: {output}")
@@ -135,7 +156,7 @@ def report(
 
 @click.command("maps")
 @click.argument("places", metavar="DIR...", nargs=-1, required=True, type=Path)
-@click.option("--markdown", type=Path, help="Write the tables there, and do not print them.")
+@click.option("--markdown", type=place, help="Write the tables there, and do not print them.")
 def compare_maps(places: tuple[Path, ...], markdown: Path | None) -> None:
     """Compare the error maps of runs: over seeds, tasks, methods and a run's course."""
     from rgft.atomic import write_text_atomically  # noqa: PLC0415
@@ -143,6 +164,7 @@ def compare_maps(places: tuple[Path, ...], markdown: Path | None) -> None:
     from rgft.bench.page import load  # noqa: PLC0415
     from rgft.bench.results import results  # noqa: PLC0415
 
+    check_new_file("--markdown", markdown)
     found = results(load(places))
     tables = all_tables(found)
     if not tables:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rgft import __version__
-from rgft.bench_commands import bench, compare_maps, report
+from rgft.bench_commands import bench, compare_maps, place, report
 from rgft.errors import EngagementError, InputError
 from rgft.exit_codes import fail, fail_for
 from rgft.launch import claim_last_word, leads, leave
@@ -68,7 +68,7 @@ app.add_command(compare_maps)
 
 
 @app.command()
-@click.option("--output-dir", type=Path, required=True, help="Folder of the run.")
+@click.option("--output-dir", type=place, required=True, help="Folder of the run.")
 @click.option(
     "--model", help="Folder, hub id, or of a package: minilm, efficientnet-lite0.  [minilm]"
 )

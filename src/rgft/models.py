@@ -54,6 +54,8 @@ def locate(model: str) -> str:
     if model in PACKAGED:
         return str(PACKAGED[model]())
     path = Path(model)
+    if path.is_file():
+        raise InputError(f"{model} is a file; give the folder that holds the model")
     bare = path.is_dir() and not (path / "config.json").is_file()
     if bare and (path / BASE / "config.json").is_file():
         raise InputError(

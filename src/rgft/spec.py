@@ -19,7 +19,10 @@ PRECISIONS = ("float32", "bfloat16")
 MAX_LENGTH = 128
 MAX_TARGET_LENGTH, BEAMS, WRITTEN_ROWS = 64, 1, 128  # of texts to write, where not given
 CACHES = ("float32", "bfloat16", "int8", "off")
+PLACE: Rule = (lambda v: isinstance(v, str) and bool(v.strip()), "a name or a folder")
 RULES: dict[str, Rule] = {
+    "model": PLACE,
+    "data": optional(PLACE),
     "epochs": POSITIVE,
     "lr": optional(POSITIVE),
     "seed": (lambda v: whole(0)[0](v) and v < 2**32, "a whole number, 0 to 2^32 - 1"),

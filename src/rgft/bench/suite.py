@@ -21,6 +21,9 @@ KEYS = (
 )
 AXES = ("model", "task", "data", "seed", "lr", "budget", "max_train_rows", "extend")
 OPTIONS = tuple(f.name for f in fields(RunSpec) if f.name not in AXES)
+TEXTS = tuple(
+    f.name for f in fields(RunSpec) if f.name in OPTIONS and f.type in ("str", "str | None")
+)
 SWEEPS = ("first-seed", "all-seeds")
 OWN = "own"  # the learning rate that a method brings
 NEEDS_BUDGET = ("group_by_length", "skip")
@@ -140,13 +143,21 @@ def _options(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Options of `rgft train` that are not an axis of the suite."""
     check_keys(where, values, OPTIONS)
     typed = {name: _plain_number(value) for name, value in values.items()}
-    columns = typed.get("text_columns")
+    for name in TEXTS:
+        if values.get(name) is not None:
+            typed[name] = text(f"{where}: {name}", values[name])
+    columns = values.get("text_columns")
     if columns is not None:
-        typed["text_columns"] = tuple([columns] if isinstance(columns, str) else columns)
+        names = sequence(f"{where}: text_columns", _listed(columns))
+        typed["text_columns"] = tuple(text(f"{where}: text_columns", name) for name in names)
     if "settings" in typed:
         settings = mapping(f"{where}: settings", values["settings"])
         typed["settings"] = {name: _plain_number(value) for name, value in settings.items()}
     return typed
+
+
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
 
 
 def _plain_number(value: Any) -> Any:
