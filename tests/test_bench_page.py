@@ -170,6 +170,15 @@ def test_areas_are_by_seed_and_up_to_the_dearest_run() -> None:
     assert x[1:4] == ["x", "0.1, 0.2", "67.0 ± 7.1"] and x[4] == x[3]
 
 
+def test_seconds_are_the_processors_where_all_of_a_task_have_them() -> None:
+    both, wall = {"train": 99.0, "processor": 20.0}, {"train": 50.0}
+    records = [record("full", 0, 0.9, seconds=both), record("x", 0, 0.9, seconds=both)]
+    assert [row[-1] for row in runs(results(records)).rows] == ["20 s", "20 s"]
+    records += [record("y", 0, 0.9, seconds=wall)]
+    told = {row[2]: row[-1] for row in runs(results(records)).rows}
+    assert told == {"full": "1 min 39 s", "x": "1 min 39 s", "y": "50 s"}
+
+
 def test_other_domains_and_calibration_are_shown_where_recorded() -> None:
     own = {"accuracy": 0.9, "calibration_error": 0.05, "loss": 0.3}
     metrics = {"validation": own, "test": own, "tweets": {"accuracy": 0.7}}

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from rgft.bench.areas import areas
 from rgft.bench.comparisons import Comparison, against_reference, compare, levers
 from rgft.bench.domains import calibration, other_domains
-from rgft.bench.results import Result, costs_to_target, judged_on, shown
+from rgft.bench.results import Result, clock, costs_to_target, judged_on, shown
 from rgft.bench.table import (
     IDLE,
     Table,
@@ -115,16 +115,20 @@ def targets(found: Sequence[Result]) -> Table:
 def runs(found: Sequence[Result]) -> Table:
     """What stands behind each number: rates, seeds, both splits, cost."""
     rows = []
+    clocks = {r.problem: clock(f for f in found if f.problem == r.problem) for r in found}
     for r in sorted(found, key=lambda r: (r.problem, budget_order(r.budget))):
         rate = "own" if r.rate is None else f"{r.rate:g}"
         quality = [spread(r, split) for split in ("validation", "test")]
         rows.append([shown(r.problem, found), budget_text(r.budget), r.arm, f"{rate} of {r.rates}",
                      str(len(r.runs)), str(r.failed), *quality, f"{r.share:.3f}",
-                     amounts.duration(r.seconds)])  # fmt: skip
+                     amounts.duration(getattr(r, clocks[r.problem]))])  # fmt: skip
     header = ["task", "budget", "arm", "rate", "seeds", "failed", "validation", "test",
               "FLOPs, share of full", "seconds"]  # fmt: skip
-    caption = with_idle("Every arm at the rate that validation chose, of how many.", found)
-    return Table("Runs", caption, header, rows)
+    caption = (
+        "Every arm at the rate that validation chose, of how many. Seconds are the processor's "
+        "where all of a task have them."
+    )
+    return Table("Runs", with_idle(caption, found), header, rows)
 
 
 def _points(mean: float) -> str:
