@@ -14,6 +14,7 @@ from families import BATCHES, FAMILIES, with_lora
 from flops import counted_flops
 from rgft import Config, CostModel, FlopMeter, Guide
 from rgft.costs import tracing
+from rgft.structure.dropout import turn_off_dropout
 from tiny import bert, bert_loss, checkpoint_activations, fit, tokens
 
 COUNTED = (
@@ -83,6 +84,17 @@ def test_attention_costs_what_its_kernel_costs(
     padded = tokens()[0]
     padded["attention_mask"][0, 4:] = 0
     agree(model, padded, subsets(model, 1))
+
+
+def test_a_mask_that_trains_costs_what_products_cost() -> None:
+    """The fused kernel has no gradient of a mask: T5's, which has its position bias in it."""
+    model, batch = FAMILIES["t5"](), BATCHES["t5"]()
+    turn_off_dropout(model)
+    bias = {n for n, _ in model.named_parameters() if "relative_attention_bias" in n}
+    agree(model, batch, [bias, *subsets(model, 4)])
+    every = {n for n, _ in model.named_parameters()}
+    graph = CostModel(model).graph(**batch)
+    assert graph.cost(every).backward < graph.cost(every - bias).backward
 
 
 class Convolutions(nn.Module):

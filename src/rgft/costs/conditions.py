@@ -73,6 +73,9 @@ def conditional_gradients(
 ) -> dict[Condition, int]:
     """FLOPs of the backward pass by who must train for them to be spent.
 
+    Corrections are left out: that training something makes something else cheaper (the bias of
+    attention scores, whose gradient no fused kernel has) is no condition of this kind.
+
     Args:
         graph: The operations of a forward pass.
         owners: For each parameter, the owners that train it, as bits of a number.

@@ -17,6 +17,7 @@ class Node:
         forward: Its FLOPs.
         gradients: For each input with a gradient of its own, (input, FLOPs of that gradient).
         joint: FLOPs of a backward that computes all input gradients at once (attention).
+        corrections: (inputs, FLOPs) that come to it where all of these have a gradient.
     """
 
     inputs: tuple[int, ...]
@@ -24,6 +25,7 @@ class Node:
     forward: int = 0
     gradients: tuple[tuple[int, int], ...] = ()
     joint: int = 0
+    corrections: tuple[tuple[frozenset[int], int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ class Graph:
                 continue
             yield node.joint
             yield from (flops for value, flops in node.gradients if value in wanted)
+            yield from (flops for values, flops in node.corrections if values <= wanted)
 
     def _made_by(self, paths: Iterable[str]) -> frozenset[int]:
         return frozenset(chain.from_iterable(self.modules[path].outputs for path in paths))

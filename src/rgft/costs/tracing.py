@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -187,11 +188,23 @@ class _FusedAttention(TorchFunctionMode):
         with self._recorder.resting():
             result = func(*args, **kwargs)
         given = [*args, *kwargs.values()]
-        tensors = [t for t in given if _differentiable(t)]
+        inputs = tuple(self._recorder.index(t) for t in given if _differentiable(t))
         query, key, value = ([*args, *(kwargs.get(n) for n in _QKV[len(args) :])])[:3]
-        forward, joint = _attention(query.shape, key.shape, value.shape)
-        inputs = tuple(self._recorder.index(t) for t in tensors)
-        node = Node(inputs, (self._recorder.index(result),), forward, joint=joint)
+        mask = kwargs.get("attn_mask", args[3] if len(args) > 3 else None)
+        scores, mixed = _attention(query.shape, key.shape, value.shape)
+        joint = 3 * scores + 2 * mixed  # the scores are computed once more
+        corrections: tuple[tuple[frozenset[int], int], ...] = ()
+        if mask is not None and _differentiable(
+            mask
+        ):  # no fused kernel has a gradient of the mask: products instead
+            q, k, v, m = (self._recorder.index(t) for t in (query, key, value, mask))
+            corrections = (
+                (frozenset({m}), mixed - joint),
+                *((frozenset({m, each}), scores) for each in (q, k)),
+                (frozenset({m, v}), mixed),
+            )
+        outputs = (self._recorder.index(result),)
+        node = Node(inputs, outputs, scores + mixed, joint=joint, corrections=corrections)
         self._recorder.nodes.append(node)
         return result
 
@@ -222,11 +235,7 @@ def _factors(packet: Operator, args: Any) -> Sequence[Any]:
 
 
 def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> tuple[int, int]:
-    """FLOPs of fused attention: two products forward, five backward (one is a recomputation)."""
+    """FLOPs of the two products of attention: the scores, and the mix of values by them."""
     *batch, length, width = query
-    count = 1
-    for size in batch:
-        count *= size
-    scores = 2 * count * length * key[-2] * width
-    mixed = 2 * count * length * key[-2] * value[-1]
-    return scores + mixed, 3 * scores + 2 * mixed
+    products = 2 * math.prod(batch) * length * key[-2]
+    return products * width, products * value[-1]
