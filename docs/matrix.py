@@ -21,6 +21,10 @@ Each row comes from `tests/matrix/`, and this page from `docs/matrix.py`: a cell
 runs, a refusal with its reason, or something that has no meaning there. What is not listed is not
 tested, and a test that needs a package which `make setup` leaves out runs only where that is
 installed.
+
+On CPUs Accelerate, and so the Trainer and what builds on it, ignores float16 and FSDP2, and
+Lightning makes bfloat16 of float16. PyTorch can do both there, and the tests switch them on; what
+follows is the frameworks' own. Nothing here ran on a GPU.
 """
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import lightning
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
@@ -25,6 +27,7 @@ from tiny import bert, tokens, values
 STEPS = 12
 RATE = 1e-3
 CLIP = 0.5
+SCALE = 2.0**10  # of the loss, in float16, at first
 CONFIG = Config(policy="top", top=0.4, every=2, warmup=2)
 
 
@@ -81,6 +84,20 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.AdamW(model.parameters(), lr=RATE)
 
 
+def grad_scaler(enabled: bool = True) -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=SCALE, enabled=enabled)
+
+
+def scaled_as_on_gpus(accelerator: Accelerator) -> None:
+    """Accelerate ignores float16 on CPUs, which can do it as well; from here on it does not."""
+    accelerator.scaler, accelerator.native_amp = grad_scaler(), True
+
+
+def sharded_as_on_gpus() -> None:
+    """Accelerate ignores FSDP on CPUs, which can do it as well; the next that is made does not."""
+    PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU
+
+
 def linear(step: int) -> float:
     return 1 - step / STEPS
 
@@ -93,6 +110,7 @@ def plain(
     budget: float | None = None,
     accumulation: int = 1,
     bf16: bool = False,
+    fp16: bool = False,
     make: Callable[[], nn.Module] = bert,
 ) -> Outcome:
     """A loop of one's own."""
@@ -110,13 +128,16 @@ def plain(
         for name, part in parts.items():
             part.load_state_dict(saved[name])
     batches = list(loader(rows(accumulation)))
+    scaler, half = grad_scaler(fp16), torch.float16 if fp16 else torch.bfloat16
     for step in range(guide.step, STEPS):
         for batch in batches[step * accumulation : (step + 1) * accumulation]:
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            with torch.autocast("cpu", half, enabled=bf16 or fp16):
                 loss = model(**batch).loss
-            (loss / accumulation).backward()
+            scaler.scale(loss / accumulation).backward()
+        scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
+        scaler.step(optimizer)
+        scaler.update()
         if spending is not None:
             spending.step()
         scheduler.step()
@@ -140,15 +161,18 @@ def accelerate(
     budget: float | None = None,
     accumulation: int = 1,
     bf16: bool = False,
+    fp16: bool = False,
     make: Callable[[], nn.Module] = bert,
 ) -> Outcome:
     """A loop of Accelerate's."""
     AcceleratorState._reset_state()  # the precision of the one before would be kept
     accelerator = Accelerator(
         cpu=True,
-        mixed_precision="bf16" if bf16 else "no",
+        mixed_precision="bf16" if bf16 else "fp16" if fp16 else "no",
         gradient_accumulation_steps=accumulation,
     )
+    if fp16:
+        scaled_as_on_gpus(accelerator)
     model = make()
     optimizer = optimizer_of(model)
     spending, schedule = None, linear
@@ -245,6 +269,8 @@ def trainer_of(
     )
     # else it leaves the division by the accumulated batches to BERT, which does not do it
     trainer.model_accepts_loss_kwargs = False
+    if arguments.fp16:
+        scaled_as_on_gpus(trainer.accelerator)
     return trainer
 
 
@@ -284,6 +310,7 @@ def lightning_loop(
     accumulation: int = 1,
     guided: bool = True,
     bf16: bool = False,
+    fp16: bool = False,
     make: Callable[[], nn.Module] = bert,
 ) -> Outcome:
     """Lightning's Trainer."""
@@ -296,7 +323,9 @@ def lightning_loop(
         max_epochs=None,
         accumulate_grad_batches=accumulation,
         gradient_clip_val=CLIP,
-        precision="bf16-mixed" if bf16 else "32-true",
+        precision="bf16-mixed" if bf16 else None,
+        # given as a name Lightning makes bfloat16 of it on CPUs
+        plugins=MixedPrecision("16-mixed", "cpu", grad_scaler()) if fp16 else None,
         callbacks=[keep, *([callback] if guided else [])],
         logger=False,
         enable_progress_bar=False,

@@ -10,16 +10,18 @@ import pytest
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import AdamW
 from torch.utils.data import DataLoader
 
 import loops
 import test_loss_watch
-from loops import LOOPS, Outcome, optimizer_of, plain
+from loops import LOOPS, RATE, STEPS, Outcome, optimizer_of, plain
 from rgft import Config, Guide, InputError
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
-from test_integrations import close, pytestmark  # noqa: F401 - the warnings to ignore
+from test_integrations import OTHERS, close, pytestmark  # noqa: F401 - the warnings to ignore
 from test_loss_watch import EPOCHS, SAMPLES
+from test_training_features import adapted, with_a_second
 from tiny import bert, checkpoint_activations, values
 
 
@@ -59,7 +61,7 @@ def test_the_clipping_that_all_loops_do_acts(
     assert apart(plain(tmp_path), clipped)
 
 
-@pytest.mark.parametrize("name", [name for name in LOOPS if name != "plain"])
+@pytest.mark.parametrize("name", OTHERS)
 def test_bf16(name: str, tmp_path: Path) -> None:
     theirs = plain(tmp_path, bf16=True)
     assert apart(theirs, plain(tmp_path))
@@ -68,6 +70,51 @@ def test_bf16(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-4, atol=1e-6, equal_nan=True)
     for weight, value in ours.weights.items():
         torch.testing.assert_close(value, theirs.weights[weight], rtol=0, atol=1e-5)
+
+
+def test_fp16_scores_are_unscaled(tmp_path: Path) -> None:
+    full, half = plain(tmp_path), plain(tmp_path, fp16=True)
+    assert not torch.equal(half.scores, full.scores)
+    torch.testing.assert_close(half.scores, full.scores, rtol=1e-2, atol=1e-4)
+
+
+CASES = [("accelerate", False), ("accelerate", True), ("lightning", False)]
+CASES += [("trainer", False), ("trainer", True)]  # Lightning does not clip for fused optimizers
+
+
+# of loops that go on with their schedule after an overflow
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step")
+@pytest.mark.parametrize(("name", "fused"), CASES, ids=[n + "-fused" * f for n, f in CASES])
+def test_fp16(name: str, fused: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With gradient scaling, whose first steps overflow; loops differ in what schedules do then."""
+    monkeypatch.setattr(loops, "SCALE", 2.0**20)
+    monkeypatch.setattr(loops, "linear", lambda step: 1.0)
+    monkeypatch.setattr(loops, "optimizer_of", lambda m: AdamW(m.parameters(), RATE, fused=fused))
+    theirs = plain(tmp_path, fp16=True)
+    assert not theirs.scores[0].any() if fused else theirs.steps < STEPS  # there were overflows
+    close(LOOPS[name](tmp_path, fp16=True), theirs)
+
+
+ADAPTED = {
+    "dora": lambda: adapted("dora"),
+    "rslora": lambda: adapted("rslora"),
+    "second": with_a_second,
+}
+
+
+@pytest.mark.parametrize("kind", ADAPTED)
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_adapters(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = Config(granularity="lora", policy="top", top=0.4, every=2, warmup=2)
+    monkeypatch.setattr(loops, "CONFIG", pairs)
+    ours = LOOPS[name](tmp_path, make=ADAPTED[kind])
+    close(ours, plain(tmp_path, make=ADAPTED[kind]))
+    before = values(ADAPTED[kind]())
+    moved = {weight for weight, value in ours.weights.items() if (value != before[weight]).any()}
+    trained = {n for n in before if ("lora_" in n or "modules_to_save" in n) and ".other." not in n}
+    assert moved == trained
 
 
 @pytest.mark.filterwarnings("ignore:.gradient_checkpointing:FutureWarning")  # the older name

@@ -14,6 +14,14 @@ ROOT = Path(__file__).parent.parent
 NAMED = re.compile(r"(tests/\w+\.py)::(\w+)")
 LOOPS = {"Trainer", "Accelerate", "Lightning", "plain loop"}
 TRAINERS = {"TRL SFTTrainer", "TRL SFTTrainer with LoRA", "TRL DPOTrainer", "sentence-transformers"}
+FEATURES = {  # answered for all of them
+    *("accumulation", "clipping", "bf16", "fp16 with gradient scaling", "compiled blocks"),
+    *("gradient checkpointing", "reentrant checkpointing, where plans freeze"),
+    *("LoRA", "DoRA", "rsLoRA", "several adapters", "quantised frozen base"),
+    *("prefix cache", "residual ledger", "budget", "budget auto"),
+    *("resume", "checkpoint written without rgft", "checkpoint read without rgft"),
+    *("several processes (DDP)", "several processes (FSDP2)", "resume in several processes"),
+}
 ALONE = {  # of one framework's own, or of one of its options
     "MLflow",
     "schedule-free AdamW",
@@ -26,7 +34,6 @@ ALONE = {  # of one framework's own, or of one of its options
     "residual ledger, resume",
     "residual ledger, data without sample_ids",
     "residual ledger in several processes",
-    "several processes (DDP)",  # the table of engines has them for the others
     "prefix cache in several processes",
 }
 
@@ -58,8 +65,19 @@ def test_a_feature_of_one_loop_is_answered_for_all(monkeypatch: pytest.MonkeyPat
     for cell in matrix.cells():
         columns.setdefault(cell["row"], set()).add(cell["column"])
     for loops in (LOOPS, TRAINERS):
-        for column in set.union(*(columns[row] for row in loops)) - ALONE:
+        for column in FEATURES | set.union(*(columns[row] for row in loops)) - ALONE:
             assert {row for row in loops if column in columns[row]} == loops, column
+
+
+def test_no_cell_of_a_loop_is_answered_twice_or_refused_without_a_test(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "docs"))
+    matrix = importlib.import_module("matrix")
+    ours = [cell for cell in matrix.cells() if cell["row"] in LOOPS | TRAINERS]
+    assert len({(cell["row"], cell["column"]) for cell in ours}) == len(ours)
+    for cell in ours:
+        assert "refused" not in cell or NAMED.search(cell["refused"]), cell
 
 
 def test_a_test_that_a_refusal_names_is_there(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,24 @@ from torch import Tensor, nn
 from transformers import (
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
     Trainer,
     TrainingArguments,
 )
 
+import loops
+import test_trl
+import test_trl_features
 from flops import counted_flops
+from loops import LOOPS
 from rgft import Config, FlopMeter, Guide, Policy, find_method
 from rgft.adapters import ADAPTERS
 from rgft.costs import CostModel
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.integrations.transformers import RGFTCallback
+from test_integrations import OTHERS
+from test_integrations import pytestmark as of_loops
 from tiny import bert, bert_loss, fit, same_state, tokens
 
 KINDS = {
@@ -43,23 +52,24 @@ pytestmark = [
     # peft asks transformers by a name that goes out of use
     pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.*will be cast from torch.float32 to float16"),
+    *of_loops,
 ]
 
 
-def setting(kind: str) -> Any:
+def setting(kind: str, head: str = "classifier") -> Any:
     if kind == "torchao-int8":
         from torchao.quantization import Int8WeightOnlyConfig  # noqa: PLC0415 - optional
         from transformers import TorchAoConfig  # noqa: PLC0415
 
-        return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=["classifier"])
+        return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=[head])
     if kind == "bitsandbytes-8bit":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=["classifier"])
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=[head])
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=kind.endswith("double"),
         bnb_4bit_compute_dtype=torch.float32,
-        llm_int8_skip_modules=["classifier"],
+        llm_int8_skip_modules=[head],
     )
 
 
@@ -275,3 +285,53 @@ def test_prefix_cache(kind: str, folder: Path) -> None:
         ends.append(trained(model))
     for name, value in ends[1].items():
         torch.testing.assert_close(ends[0][name], value, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_loop_does_what_a_plain_one_does(
+    name: str, kind: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make() -> nn.Module:
+        return with_pairs(base(kind, folder))
+
+    monkeypatch.setattr(loops, "CONFIG", TOP)
+    ours, theirs = LOOPS[name](tmp_path, make=make), loops.plain(tmp_path, make=make)
+    assert torch.equal(ours.plans, theirs.plans)
+    assert (ours.plans == 0).any()
+    torch.testing.assert_close(ours.scores, theirs.scores, rtol=1e-5, atol=1e-7)
+    for weight, value in ours.weights.items():
+        if "lora_" in weight:
+            torch.testing.assert_close(value, theirs.weights[weight], rtol=0, atol=1e-6)
+
+
+def quantised_llama(kind: str, folder: Path) -> Any:
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3, "head_dim": 32}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2}
+    ids = {"vocab_size": len(test_trl.WORDS), "pad_token_id": 0, "eos_token_id": 2}
+    LlamaForCausalLM(LlamaConfig(**shape | heads | ids)).save_pretrained(folder / "packed")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return LlamaForCausalLM.from_pretrained(
+            folder / "packed",
+            quantization_config=setting(kind, "lm_head"),
+            device_map="cpu",
+            dtype=torch.float32,
+        )
+
+
+@pytest.mark.filterwarnings("ignore")  # of the packages', about each other
+@pytest.mark.parametrize("kind", ["bitsandbytes-nf4", "torchao-int8"])
+@pytest.mark.parametrize("name", ["sft-lora", "dpo-lora", "sentences-lora"])
+def test_trl_does_what_is_frozen_by_hand(
+    name: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if find_spec(KINDS[kind]) is None:
+        pytest.skip(f"{KINDS[kind]} is not installed")
+    packed = {"quantization_config": setting(kind), "device_map": "cpu"}
+    encoder = partial(test_trl.Transformer, model_kwargs=packed)
+    monkeypatch.setattr(test_trl, "Transformer", encoder)
+    monkeypatch.setattr(test_trl, "bert", lambda: bert(**SHAPE))
+    monkeypatch.setattr(test_trl, "llama", lambda folder: quantised_llama(kind, folder))
+    test_trl_features.check(name, "freezing", tmp_path)

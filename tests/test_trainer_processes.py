@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
+from loops import sharded_as_on_gpus
 from rgft import Config
 from rgft.errors import InputError
 from rgft.execution.stored_samples import Storage
 from rgft.integrations.transformers import RGFTCallback
-from tiny import bert, hooks, tokens
+from test_processes import assert_like_one, whole
+from tiny import bert, hooks, same_state, tokens
 from workers import launch
 
 ROWS = 16
+HALF = 5  # steps before the checkpoint that is resumed from, between two decisions
+ENGINES: dict[str, dict[str, Any]] = {
+    "ddp": {},
+    "fsdp2": {
+        "fsdp": True,
+        "fsdp_config": {
+            "version": 2,
+            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "transformer_layer_cls_to_wrap": ["BertLayer"],
+            "state_dict_type": "SHARDED_STATE_DICT",
+        },
+    },
+}
 SETTINGS = {"policy": "top", "top": 0.4, "every": 2, "beta": 0.5}
 
 
@@ -37,6 +55,7 @@ def train(folder: Path, processes: int, **changed: Any) -> dict[str, Any]:
     rows = [{key: value[i] for key, value in samples.items()} for i in range(8 * ROWS)]
     model = changed.pop("model", None) or bert()
     callback = Plans(Config(**SETTINGS), **changed.pop("callback", {}))
+    resumed = changed.pop("resumed", None)
     given = {
         "per_device_train_batch_size": ROWS // processes,
         "num_train_epochs": 1,
@@ -50,10 +69,26 @@ def train(folder: Path, processes: int, **changed: Any) -> dict[str, Any]:
         "average_tokens_across_devices": False,
     }
     args = TrainingArguments(str(folder / "out"), **given | changed)
+    if args.fsdp:
+        sharded_as_on_gpus()
     trainer = Trainer(model, args, train_dataset=rows, callbacks=[callback])
-    trainer.train()
-    weights = {name: p.detach().clone() for name, p in model.named_parameters()}
-    return {"plans": callback.seen, "weights": weights}
+    trainer.train(resume_from_checkpoint=resumed)
+    assert callback.guide is not None
+    assert isinstance(next(model.parameters()), DTensor) == bool(args.fsdp)
+    weights = {name: whole(p) for name, p in model.named_parameters()}
+    return {"plans": callback.seen, "error": callback.guide.error_map.values, "weights": weights}
+
+
+def everything(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """A whole run and its second half, by engine."""
+    warnings.simplefilter("ignore")
+    found = {}
+    for engine, given in ENGINES.items():
+        saving = {**given, "save_strategy": "steps", "save_steps": HALF}
+        full = train(folder / engine, 2, **saving)
+        checkpoint = str(folder / engine / "out" / f"checkpoint-{HALF}")
+        found[engine] = [full, train(folder / engine, 2, resumed=checkpoint, **given)]
+    return found
 
 
 def refusals(folder: Path) -> dict[str, str]:
@@ -74,13 +109,30 @@ def refusals(folder: Path) -> dict[str, str]:
     return found
 
 
-def test_the_trainer_in_two_processes_does_what_it_does_in_one(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[dict[str, Any]]]]:
+    """What each of two processes does."""
+    folder = tmp_path_factory.mktemp("two")
+    return launch(2, everything, folder / "work", folder)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_trainer_in_two_processes_does_what_it_does_in_one(
+    engine: str, two: Any, tmp_path: Path
+) -> None:
     one = train(tmp_path, 1)
     assert len(set(one["plans"])) > 1
-    for found in launch(2, train, tmp_path / "two", tmp_path, 2):
-        torch.testing.assert_close(torch.tensor(found["plans"]), torch.tensor(one["plans"]))
-        for name, weight in one["weights"].items():
-            torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-5)
+    for found in two:
+        assert_like_one(found[engine][0], one)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_resumed_run_is_the_run(engine: str, two: Any) -> None:
+    for found in two:
+        full, second = found[engine]
+        assert second["plans"] == full["plans"][HALF:]
+        assert same_state(second["weights"], full["weights"])
+        assert torch.equal(second["error"], full["error"])
 
 
 def test_what_the_trainer_cannot_do_in_two_processes_is_refused(tmp_path: Path) -> None:

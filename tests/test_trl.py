@@ -23,6 +23,7 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from loops import sharded_as_on_gpus
 from rgft import Config, InputError
 from rgft.integrations.transformers import RGFTCallback
 from tiny import bert, same_state, values
@@ -74,8 +75,16 @@ def llama(folder: Path) -> LlamaForCausalLM:
             eos_token_id=2,
         )
     )
-    model.save_pretrained(folder / "base")
+    if not (folder / "base").exists():
+        model.save_pretrained(folder / "base")
     return LlamaForCausalLM.from_pretrained(folder / "base")
+
+
+def ready(args: Any) -> Any:
+    """Settings of a trainer that is made next."""
+    if args.fsdp:
+        sharded_as_on_gpus()
+    return args
 
 
 def sft(folder: Path, callback: RGFTCallback, **settings: Any) -> SFTTrainer:
@@ -83,7 +92,7 @@ def sft(folder: Path, callback: RGFTCallback, **settings: Any) -> SFTTrainer:
     lora = settings.pop("peft_config", None)
     return SFTTrainer(
         model=llama(folder.parent),
-        args=SFTConfig(output_dir=str(folder), **{"max_length": 16} | COMMON | settings),
+        args=ready(SFTConfig(output_dir=str(folder), **{"max_length": 16} | COMMON | settings)),
         train_dataset=Dataset.from_dict({"text": texts}),
         processing_class=tokenizer(),
         peft_config=lora,
@@ -97,12 +106,13 @@ def dpo(folder: Path, callback: RGFTCallback, **settings: Any) -> DPOTrainer:
         "chosen": ["sat on", "ran up"] * 16,
         "rejected": ["why log", "down the"] * 16,
     }
+    lora = settings.pop("peft_config", None)
     return DPOTrainer(
         model=llama(folder.parent),
-        args=DPOConfig(output_dir=str(folder), max_length=16, **COMMON | settings),
+        args=ready(DPOConfig(output_dir=str(folder), max_length=16, **COMMON | settings)),
         train_dataset=Dataset.from_dict(pairs),
         processing_class=tokenizer(),
-        peft_config=settings.pop("peft_config", None),
+        peft_config=lora,
         callbacks=[callback],
     )
 
@@ -124,10 +134,13 @@ def sentences(folder: Path, callback: RGFTCallback, **settings: Any) -> Any:
         "sentence2": ["the cat ran", "a log sat"] * 16,
         "score": [0.9, 0.1] * 16,
     }
+    lora = settings.pop("peft_config", None)
+    if lora is not None:
+        network.add_adapter(lora)
     common = COMMON | settings
     return SentenceTransformerTrainer(
         model=network,
-        args=SentenceTransformerTrainingArguments(output_dir=str(folder), **common),
+        args=ready(SentenceTransformerTrainingArguments(output_dir=str(folder), **common)),
         train_dataset=Dataset.from_dict(pairs),
         loss=CosineSimilarityLoss(network),
         callbacks=[callback],

@@ -20,7 +20,7 @@ from rgft.config import Config
 from rgft.costs import FlopMeter, LatestCosts
 from rgft.errors import InputError
 from rgft.execution.binding import bind
-from rgft.execution.checkpointing import restore_truncation
+from rgft.execution.checkpointing import keep_truncation, restore_truncation
 from rgft.execution.compilation import compiled_whole, warn_of_compiling_anew
 from rgft.execution.enforcement import Enforcement
 from rgft.execution.engagement import Engagement
@@ -140,6 +140,7 @@ class Guide:
         self._start()
         self._handles: list[RemovableHandle] = [
             *watch_steps(self.optimizer, self._before_step, self._after_step),
+            *keep_truncation(model),
             self.optimizer.register_state_dict_pre_hook(self._enforcement.abandon_step),
         ]
         if any(hasattr(module, "adapter_layer_names") for module in model.modules()):

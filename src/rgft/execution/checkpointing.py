@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from rgft.errors import InputError
+
+# the hooks of transformers, and of peft where a model has none
+PASS_GRADIENTS = ("make_inputs_require_grads", "make_inputs_require_grad")
 
 
 def restore_truncation(model: nn.Module, *, freezes: bool) -> None:
@@ -29,13 +34,39 @@ def restore_truncation(model: nn.Module, *, freezes: bool) -> None:
             "the embeddings, so that freezing would save nothing; checkpoint with "
             "use_reentrant=False"
         )
+    _truncate(_embeddings(model))
+
+
+def keep_truncation(model: nn.Module) -> list[RemovableHandle]:
+    """The same before each forward pass; TRL's DPO checkpoints anew after its reference model."""
+    found = _embeddings(model)
+    return [model.register_forward_pre_hook(lambda *_: _truncate(found))] if found else []
+
+
+def _embeddings(model: nn.Module) -> list[tuple[nn.Module, nn.Module]]:
+    """Models that can make their embeddings pass gradients, with these embeddings."""
+    found = []
     for module in model.modules():
-        # wrappers look attributes up in the model that they wrap: take each model once
-        if not vars(module).get("_require_grads_hooks"):
-            continue
-        kinds = list(_reentrant(module))
-        if kinds and not any(kinds):
-            module.disable_input_require_grads()  # type: ignore[operator]
+        # of the type: wrappers look attributes up in the model that they wrap
+        if hasattr(type(module), "enable_input_require_grads"):
+            with suppress(NotImplementedError):
+                embeddings: Any = module.get_input_embeddings()  # type: ignore[operator]
+                if isinstance(embeddings, nn.Module):
+                    found.append((module, embeddings))
+    return found
+
+
+def _truncate(found: list[tuple[nn.Module, nn.Module]]) -> None:
+    """Remove all hooks that make embeddings pass gradients; transformers remembers the last."""
+    for module, embeddings in found:
+        hooks = [k for k, h in embeddings._forward_hooks.items() if _name(h) in PASS_GRADIENTS]
+        if hooks and (kinds := list(_reentrant(module))) and not any(kinds):
+            for key in hooks:
+                del embeddings._forward_hooks[key]
+
+
+def _name(hook: Any) -> str:
+    return str(getattr(hook, "__name__", ""))
 
 
 def _reentrant(model: nn.Module) -> Iterator[bool]:

@@ -165,7 +165,7 @@ class PrefixCache:
         self._comparisons.forget()
         layers = self._modules[:boundary]
         self._weights = PrefixWeights(self._model, layers) if boundary else None
-        self._versions = self._weights.versions() if self._weights else ()
+        self._versions = self._weights.versions() if self._weights else ((), ())
         if self._stored.storage.folder is not None and self._weights is not None:
             self._stored.label(self._weights.fingerprint(self._stored.storage.data))
 
@@ -238,7 +238,7 @@ class PrefixCache:
         """One forward pass of the model."""
         self.ids = ids = kwargs.pop(self._key, None)
         idle = not self.boundary or self.paused or self.refused is not None
-        if idle or self._prefix.current is not None:
+        if idle or self._prefix.current is not None or self._of_reference():
             return call(*args, **kwargs)
         self._check_frozen()
         self._follow_weights()
@@ -261,6 +261,11 @@ class PrefixCache:
         if forward.computed is not None and samples is not None and not self._comparisons.passed:
             self._verify(samples, call, args, kwargs)
         return output
+
+    def _of_reference(self) -> bool:
+        """Whether other adapters are on than in training: DPO's reference is the model without."""
+        assert self._weights is not None
+        return not torch.is_grad_enabled() and self._weights.adapters() != self._versions[1]
 
     def _check_frozen(self) -> None:
         assert self._weights is not None

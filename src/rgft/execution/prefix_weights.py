@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rgft.structure.architecture import outline
 from rgft.structure.layers import Named, join, unwrapped
 
-Versions = tuple[tuple[int, int], ...]
+Versions = tuple[tuple[tuple[int, int], ...], tuple[tuple[bool, str], ...]]
 
 
 def prefix_layers(model: nn.Module) -> list[Named]:
@@ -55,6 +55,7 @@ class PrefixWeights:
             for parameter in part.parameters
         }
         inside = {id(module) for _, layer in layers for module in layer.modules()}
+        self._adapted = [m for m in model.modules() if hasattr(m, "adapter_layer_names")]
         for path, module in model.named_modules():
             tensors: Mapping[str, Tensor | None] = module._parameters
             whole = id(module) in inside
@@ -64,11 +65,16 @@ class PrefixWeights:
                 self._slots += [(path, module._buffers, name) for name in module._buffers]
 
     def versions(self) -> Versions:
-        """Where each tensor is and how often it was written to; differs after any change in place.
+        """Where each tensor is and how often it was written to, and `adapters`.
 
         What is written through `.data` escapes it, as it escapes autograd.
         """
-        return tuple((tensor.data_ptr(), tensor._version) for _, tensor in self._tensors())
+        written = tuple((tensor.data_ptr(), tensor._version) for _, tensor in self._tensors())
+        return written, self.adapters()
+
+    def adapters(self) -> tuple[tuple[bool, str], ...]:
+        """For each layer with adapters of peft, whether they are off, and which are active."""
+        return tuple((bool(m.disable_adapters), str(m.active_adapter)) for m in self._adapted)
 
     def trained(self) -> str | None:
         """Name of a parameter that requires a gradient, if there is one."""
