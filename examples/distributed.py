@@ -55,8 +55,8 @@ def main(*, sharded: bool) -> None:
     if rank == 0:
         names = [c.name for c, on in zip(guide.components, guide.plan.trained, strict=True) if on]
         print(f"{guide.step} steps, {spending.progress:.0%} of the budget, at last: {names}")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
     main(sharded="--sharded" in sys.argv)
+    dist.destroy_process_group()  # when what used it is gone

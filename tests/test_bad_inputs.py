@@ -680,7 +680,8 @@ def test_files_cannot_grow(megabytes: float, tiny_model: Path, tmp_path: Path) -
         timeout=120,
     )
     assert done.returncode == 2, done.stderr
-    (line,) = done.stderr.splitlines()
+    *notes, line = done.stderr.splitlines()
+    assert all(note.startswith("rgft: note: ") for note in notes)
     assert f"cannot write to {good}" in line
     assert (good / "notes.txt").read_text() == "mine"
     assert not list(good.glob(".*"))

@@ -14,6 +14,7 @@ from families import BATCHES, FAMILIES, with_lora
 from flops import counted_flops
 from rgft import Config, CostModel, FlopMeter, Guide
 from rgft.costs import tracing
+from rgft.costs.shapes import call
 from rgft.structure.dropout import turn_off_dropout
 from tiny import bert, bert_loss, checkpoint_activations, fit, tokens
 
@@ -87,7 +88,7 @@ def test_attention_costs_what_its_kernel_costs(
 
 
 def test_a_mask_that_trains_costs_what_products_cost() -> None:
-    """The fused kernel has no gradient of a mask: T5's, which has its position bias in it."""
+    """The CPU's fused kernel has no gradient of a mask: T5's, which has its position bias in it."""
     model, batch = FAMILIES["t5"](), BATCHES["t5"]()
     turn_off_dropout(model)
     bias = {n for n, _ in model.named_parameters() if "relative_attention_bias" in n}
@@ -332,6 +333,18 @@ def test_probes_are_spent_but_are_no_part_of_full_fine_tuning() -> None:
     with meter.probing():
         model(torch.ones(4, 3))
     assert (meter.spent, meter.full) == (2 * once, once)
+
+
+def test_what_is_known_of_shapes_is_of_the_meta_device_and_the_default_type() -> None:
+    given = torch.empty(3, dtype=torch.long, device="meta")
+    for _ in range(2):
+        assert call(torch.ops.aten.new_zeros.default, (given, [2]), {"device": "cpu"}).is_cpu
+        assert call(torch.ops.aten.div.Tensor, (given, given), {}).dtype == torch.float32
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert call(torch.ops.aten.div.Tensor, (given, given), {}).dtype == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("family", COUNTED)

@@ -60,6 +60,22 @@ def test_a_state_is_not_taken_over_by_other_settings(changed: dict[str, object])
     assert float(other.error_map.values.sum()) == 0
 
 
+def test_settings_that_changed_are_named_and_the_run_goes_on() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    guide = Guide(model, optimizer, Config(policy="top", top=0.3, total_steps=9, warmup=1))
+    list(fit(model, optimizer, mlp_batches(3), squared_error))
+    state = guide.state_dict()
+    guide.close()
+    same = Guide(model, optimizer, Config(policy="top", top=0.3, total_steps=20, warmup=1))
+    same.load_state_dict(state)  # more steps are no other settings
+    same.close()
+    other = Guide(model, optimizer, Config(policy="top", top=0.5, total_steps=9, warmup=1))
+    with pytest.warns(RuntimeWarning, match=r"top is 0\.5 and was 0\.3; the run goes on"):
+        other.load_state_dict(state)
+    assert other.step == 3
+
+
 @pytest.mark.parametrize("part", ["lr_scale", "raw", "switched"])
 def test_a_damaged_state_is_refused_before_anything_is_taken_over(part: str) -> None:
     model = mlp()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.data import DataLoader
@@ -192,8 +193,13 @@ class Small(nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # what dynamo imports
-def test_a_trainer_that_compiles_the_whole_model(tmp_path: Path) -> None:
+def test_a_trainer_that_compiles_the_whole_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With a budget: what is compiled is a wrapper around the model that is counted."""
+    for name in ("BACKEND", "MODE"):  # the Trainer sets them for the whole process
+        monkeypatch.setenv(f"ACCELERATE_DYNAMO_{name}", "")
+        monkeypatch.delenv(f"ACCELERATE_DYNAMO_{name}")
     torch._dynamo.reset()
     given: dict[str, Any] = {"make": Small, "budget": 0.5, "save_strategy": "no"}
     theirs = LOOPS["trainer"](tmp_path, **given)
@@ -201,6 +207,7 @@ def test_a_trainer_that_compiles_the_whole_model(tmp_path: Path) -> None:
     with pytest.warns(RuntimeWarning, match="compile its layers instead"):
         ours = LOOPS["trainer"](tmp_path, **given)
     close(ours, theirs)
+    AcceleratorState._reset_state()  # what comes after would be compiled, too
 
 
 # -- the prefix cache, over epochs ------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import lightning
@@ -89,6 +90,16 @@ def test_a_budget(name: str, tmp_path: Path) -> None:
     theirs = plain(tmp_path, budget=0.5)
     assert theirs.steps < 12
     close(ours, theirs)
+
+
+def test_another_budget_on_resume_is_said_and_so_is_none(tmp_path: Path) -> None:
+    with warnings.catch_warnings():  # of a run that someone stops, nothing is to be said
+        warnings.simplefilter("error", RuntimeWarning)
+        hugging_face(tmp_path, stop=5, budget=0.8)
+    with pytest.warns(RuntimeWarning, match=r"the budget is 0\.9 and was 0\.8"):
+        hugging_face(tmp_path, resume=True, budget=0.9)
+    with pytest.warns(RuntimeWarning, match="of a run with a budget, and now there is none"):
+        hugging_face(tmp_path, resume=True)
 
 
 @pytest.mark.parametrize("loop", [hugging_face, lightning_loop], ids=["trainer", "lightning"])

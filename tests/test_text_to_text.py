@@ -151,7 +151,7 @@ def test_a_run_leaves_a_model_that_writes_what_it_says(
     assert record["history"][-1]["validation"] == record["metrics"]["validation"]
 
 
-@pytest.mark.parametrize("kind", ["bart", "llama"])
+@pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_no_setting_beside_the_weights_has_a_part_in_writing(
     folders: dict[str, Path], kind: str
 ) -> None:
@@ -210,7 +210,7 @@ def test_tokens_that_a_model_forces_are_written(folders: dict[str, Path]) -> Non
 # methods
 
 
-@pytest.mark.parametrize("kind", ["bart", "llama"])
+@pytest.mark.parametrize("kind", ["t5", "llama"])
 @pytest.mark.parametrize("method", ["rgft", "lora", "rgft-lora", "rgft-threshold"])
 def test_every_kind_of_method_trains_and_meets_its_budget(
     spec: RunSpec, folders: dict[str, Path], tmp_path: Path, method: str, kind: str
@@ -225,7 +225,7 @@ def test_every_kind_of_method_trains_and_meets_its_budget(
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize("kind", ["bart", "llama"])
+@pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_without_a_survey_all_layers_train(
     spec: RunSpec, folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -242,7 +242,7 @@ def test_without_a_survey_all_layers_train(
     assert same and all("embed" in name or name.startswith("shared") for name in same)
 
 
-@pytest.mark.parametrize("kind", ["bart", "llama"])
+@pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_a_killed_run_resumes_to_the_same_bits(
     spec: RunSpec, folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -290,7 +290,7 @@ def test_a_cached_prefix_changes_no_weight(
         assert torch.allclose(tensor, theirs[name], atol=1e-5), name
 
 
-@pytest.mark.parametrize("kind", ["bart", "llama"])
+@pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_full_fine_tuning_costs_what_it_was_priced_at(
     spec: RunSpec, folders: dict[str, Path], tmp_path: Path, kind: str
 ) -> None:
@@ -309,7 +309,7 @@ def test_full_fine_tuning_costs_what_it_was_priced_at(
 # batches
 
 
-@pytest.mark.parametrize("kind", ["bart", "llama"])
+@pytest.mark.parametrize("kind", ["t5", "llama"])
 def test_batches_are_those_of_transformers(folders: dict[str, Path], kind: str) -> None:
     inputs = inputs_of(folders[kind])
     rows = inputs.examples(load_pairs(folders["data"], "summary"), "train")[:5]
@@ -427,7 +427,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["bart", "llama"])
+@pytest.mark.parametrize("kind", ["t5", "bart", "llama"])
 def test_inspection_prices_what_writing_costs(
     kind: str,
     folders: dict[str, Path],

@@ -180,6 +180,28 @@ def check(name: str, feature: str, tmp_path: Path) -> None:
         torch.testing.assert_close(found[weight], expected[weight], **near)
 
 
+def second_highest(situation: Situation) -> Tensor:
+    """Freezes a layer through which gradients pass, at every other decision."""
+    scale = torch.ones_like(situation.error)
+    scale[-2] = float(situation.step // 2 % 2 == 0)
+    return scale
+
+
+def test_adapters_that_a_reference_switches_stay_frozen_where_layers_are_recomputed(
+    tmp_path: Path,
+) -> None:
+    """DPO's reference runs between the forward and the backward pass of the model."""
+    config = Config(policy=Policy(second_highest, uses_error=False, freezes=True), every=2)
+    theirs = trainer_of("dpo-lora", tmp_path, RGFTCallback(config))
+    ours = trainer_of("dpo-lora", tmp_path, callback := RGFTCallback(config), **AGAIN)
+    for trainer in (theirs, ours):
+        trainer.train()
+    assert callback.guide is not None
+    assert not all(callback.guide.error_map.history.column("lr_scale").ravel())
+    for weight, value in values(theirs.model).items():
+        torch.testing.assert_close(values(ours.model)[weight], value, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_reentrant_checkpointing_is_refused_at_the_start(name: str, tmp_path: Path) -> None:
     again = AGAIN | {"gradient_checkpointing_kwargs": {"use_reentrant": True}}

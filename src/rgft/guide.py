@@ -40,7 +40,7 @@ from rgft.planning import Planning
 from rgft.policies import find_policy
 from rgft.processes import Processes
 from rgft.refusals import check_optimizer, check_together
-from rgft.resumption import check_state, decisive_settings, what_is_shared
+from rgft.resumption import all_settings, check_state, decisive_settings, what_is_shared
 from rgft.scoring import Probe, Scoring
 from rgft.signals import find_signal
 from rgft.spending import Spending
@@ -146,6 +146,7 @@ class Guide:
         if any(hasattr(module, "adapter_layer_names") for module in model.modules()):
             # peft makes all adapters require gradients again when they are switched
             self._handles.append(model.register_forward_pre_hook(self._enforcement.keep))
+            self._handles.append(model.register_forward_hook(self._enforcement.keep_in_backward))
         if self._processes is None and many():
             self._handles.append(when_wrapped(model, self._wrapped))
 
@@ -251,15 +252,6 @@ class Guide:
         """Whether no plan of the policy's has been in force for a step so far."""
         return self._timetable.idle(self.step)
 
-    @property
-    def _sooner_than_told(self) -> bool:
-        """Whether the number of steps was not known at the start, or a budget ends before it."""
-        total = self.config.total_steps
-        if total is None:
-            return True
-        ended = self.spending is not None and self.spending.finished
-        return ended and not self._timetable.idle(total)
-
     def close(self) -> None:
         """Let go of the optimizer; every parameter the guide froze requires a gradient again.
 
@@ -275,7 +267,7 @@ class Guide:
             self._engagement.judge(checks)
         finally:
             self._engagement.end()
-        if guided and self._sooner_than_told:
+        if guided and self.config.total_steps is None:
             self._timetable.warn_if_idle(guided)
         bypass = self._enforcement.bypass
         if guided > self._timetable.first and bypass is not None and not bypass.acted:
@@ -292,6 +284,7 @@ class Guide:
         return {
             "components": [c.name for c in self.binding.components],
             "settings": decisive_settings(self.config),
+            "all_settings": all_settings(self.config),
             "error_map": self.error_map.state_dict(),
             "lr_scale": list(self.plan.lr_scale),
             "step": self.step,
@@ -301,7 +294,7 @@ class Guide:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken.
+        """Go on from where `state_dict` was taken, with a warning where other settings changed.
 
         Raises:
             InputError: The state is of another model, granularity or settings, or is damaged.

@@ -30,14 +30,29 @@ def overspent(record: Mapping[str, Any]) -> str:
     >>> overspent({"budget": "0.1", "flops": {"share": 0.25}})[:59]
     'the run spent 25.0% of full fine-tuning, over its budget of'
     """
-    share = parse_budget(record["budget"] or "1").share
-    spent = record["flops"]["share"]
-    if record["budget"] is None or share is None or spent <= share + TOLERANCE:
+    if record["budget"] is None:
+        return ""
+    share, spent = parse_budget(record["budget"]).share, record["flops"]["share"]
+    if share is None or spent <= share + TOLERANCE:
         return ""
     return (
         f"the run spent {spent:.1%} of full fine-tuning, over its budget of {share:.1%}: a run has "
         "at least one step, and ends with a whole one; give a larger --budget, a lower "
         "--batch-size, or more data"
+    )
+
+
+def undecided(record: Mapping[str, Any]) -> str:
+    """What to say of a finished run whose budget ended before the method's first decision.
+
+    >>> undecided({"budget": "0.1", "idle": False})
+    ''
+    """
+    if record["budget"] is None or not record.get("idle"):
+        return ""
+    return (
+        "the budget ended before the method's first decision, so that the run was plain "
+        "fine-tuning; give a larger --budget, or --set a lower every or warmup"
     )
 
 

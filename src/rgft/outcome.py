@@ -35,9 +35,8 @@ def outcome(
     full = counted if spending is None else round(spending.full)
     parameters = list(prepared.model.parameters())
     components = recorder.components()
-    assert guidance.guide is not None
     return {
-        "idle": guidance.guide.idle,
+        "idle": _idle(prepared, guidance),
         "budget_auto": stage_record(spending) if prepared.auto and spending else None,
         "metrics": results,
         "history": recorder.history,
@@ -69,3 +68,11 @@ def _most(held: int | None, launch: Launch) -> int | None:
     if launch.processes is None:
         return held
     return max(map(int, launch.processes.lists([str(held or 0)]))) or None
+
+
+def _idle(prepared: Prepared, guidance: RGFTCallback) -> bool:
+    """Whether the run was plain fine-tuning: no plan was made, and nothing was chosen before."""
+    assert guidance.guide is not None
+    kept, of = prepared.layers
+    chosen = prepared.survey is not None or prepared.config.frozen_below > 0 or kept < of
+    return guidance.guide.idle and not chosen

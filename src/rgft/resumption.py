@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
@@ -13,6 +14,7 @@ from rgft.plan import Plan
 from rgft.policies import Policy
 from rgft.signals import Signal
 
+FOLLOWING = ("total_steps", "engagement")  # from the loop; from how the run is watched
 BY_COMPONENT = ("lr_scale", "raw", "switched")  # parts with one value a component
 
 
@@ -26,12 +28,17 @@ def decisive_settings(config: Config) -> str:
     )
 
 
-def what_is_shared(config: Config, plan: Plan) -> str:
-    """What every process must have alike, in one line."""
+def all_settings(config: Config) -> dict[str, str]:
+    """All settings as texts; functions and objects of the user's by their names."""
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     shown = {k: getattr(v, "__qualname__", v) for k, v in values.items()}
     shown |= {k: type(v).__name__ for k, v in shown.items() if isinstance(v, (Signal, Policy))}
-    settings = " ".join(f"{name}={value}" for name, value in shown.items())
+    return {name: str(value) for name, value in shown.items()}
+
+
+def what_is_shared(config: Config, plan: Plan) -> str:
+    """What every process must have alike, in one line."""
+    settings = " ".join(f"{name}={value}" for name, value in all_settings(config).items())
     return f"{settings} for {sum(c.numel for c in plan.components)} parameters: {plan.lr_scale}"
 
 
@@ -58,9 +65,23 @@ def check_state(state: Mapping[str, Any], components: Sequence[Component], confi
             f"this state was saved with {state['settings']}, the guide has "
             f"{settings}; load it with the settings it was saved with"
         )
+    _warn_of_others(state.get("all_settings", {}), all_settings(config))
     for part in BY_COMPONENT:
         if len(state[part]) != len(names):
             raise InputError(
                 f"{part} of this state has {len(state[part])} values for {len(names)} "
                 "components: it is damaged; load another"
             )
+
+
+def _warn_of_others(before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    """Say which settings are others than those that the state was saved with."""
+    changed = [n for n in now if n not in FOLLOWING and before.get(n, now[n]) != now[n]]
+    if changed:
+        told = ", ".join(f"{name} is {now[name]} and was {before[name]}" for name in changed)
+        warnings.warn(
+            f"settings changed since this state was saved: {told}; the run goes on with the new "
+            "ones, and is not the one that was stopped",
+            RuntimeWarning,
+            stacklevel=4,
+        )

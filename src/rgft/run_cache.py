@@ -38,8 +38,8 @@ def prefix_cache_format(  # noqa: PLR0913 - what it depends on
         config: Settings of the guide.
         spending: The budget, if there is one.
         batch: Makes a typical batch.
-        launch: The processes that run it. There is no cache in several, with a warning, nor where
-            no sample comes back.
+        launch: The processes that run it. There is no cache in several, with a warning, nor
+            where no sample can come back.
 
     Raises:
         InputError: One is asked for, and nothing is ever frozen, batches have to run whole, or
@@ -54,20 +54,21 @@ def prefix_cache_format(  # noqa: PLR0913 - what it depends on
         why = f"the method '{spec.method}' freezes no layer (--set frozen_below=N does)"
     if why and asked is not None:
         raise InputError(f"prefix_cache is {asked!r}, but {why}; drop it")
-    if why or (asked is None and (spending is None or not fixed)):
+    if why or (asked is None and not (fixed and _pays(spec, model, config, spending, batch))):
         return None
-    alone = "prefix_cache works in one process: with several, samples come back to other ones"
-    if launch.size > 1 and asked is not None:
-        raise InputError(f"{alone}; give --prefix-cache off, or start rgft train in one process")
-    without = ""
-    if not _return(spec, model, config, spending, batch):
-        without = f"prefix_cache is {asked!r} and has no effect: no sample is visited twice"
-        if asked is None:
-            return None
-    elif launch.size > 1:
-        without = alone
-    if without:
-        warnings.warn(f"{without}; the run goes without it", RuntimeWarning, stacklevel=2)
+    if launch.size > 1:
+        why = "prefix_cache works in one process: with several, samples come back to other ones"
+        if asked is not None:
+            raise InputError(f"{why}; give --prefix-cache off, or start rgft train in one process")
+        warnings.warn(f"{why}; the run goes without it", RuntimeWarning, stacklevel=2)
+        return None
+    if spending is None and spec.epochs <= 1:
+        warnings.warn(
+            f"prefix_cache is {asked!r} and has no effect: no sample is visited twice; the run "
+            "goes without it",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         return None
     return asked or "float32"
 
@@ -84,17 +85,15 @@ def _never(spec: RunSpec, method: Method, model: nn.Module) -> str:
     return ""
 
 
-def _return(
+def _pays(
     spec: RunSpec,
     model: nn.Module,
     config: Config,
     spending: Spending | None,
     batch: Callable[[], dict[str, Tensor]],
 ) -> bool:
-    """Whether samples come back, so that there is something to find; true where no one knows."""
+    """Whether samples come back, so that there is something to find."""
     if spending is None:
-        return spec.epochs > 1
+        return False
     share = spending.budget.share
-    if not share or config.frozen_below <= 1:
-        return True
-    return share * spec.epochs > step_share(model, config, spending.meter, batch())
+    return not share or share * spec.epochs > step_share(model, config, spending.meter, batch())

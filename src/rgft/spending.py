@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,12 @@ class Budget:
     share: float | None = None
     seconds: float | None = None
     auto: bool = False
+
+    def __str__(self) -> str:
+        """As it is given."""
+        if self.auto:
+            return AUTO
+        return f"{self.share:g}" if self.seconds is None else f"{self.seconds:g}s"
 
 
 def parse_budget(text: str) -> Budget:
@@ -252,6 +259,7 @@ class Spending:
         """What a resumed run needs."""
         return {
             **self.meter.totals._asdict(),
+            "budget": str(self.budget),
             "seconds": self._seconds,
             "last": [self._before, self._last],
             "stages": [[stage.share, stage.validation] for stage in self.stages],
@@ -259,7 +267,15 @@ class Spending:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from where `state_dict` was taken."""
+        """Go on from where `state_dict` was taken, with a warning if the budget is another."""
+        before = state.get("budget", str(self.budget))
+        if before != str(self.budget):
+            warnings.warn(
+                f"the budget is {self.budget} and was {before} when this state was saved; what was "
+                "spent counts, and the run is not the one that was stopped",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         self.meter.load(Counts(*(int(state[name]) for name in Counts._fields)))
         self.seconds, self._started = float(state["seconds"]), self._clock()
         self._before, self._last = (float(x) for x in state["last"])

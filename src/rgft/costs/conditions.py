@@ -73,8 +73,8 @@ def conditional_gradients(
 ) -> dict[Condition, int]:
     """FLOPs of the backward pass by who must train for them to be spent.
 
-    Corrections are left out: that training something makes something else cheaper (the bias of
-    attention scores, whose gradient no fused kernel has) is no condition of this kind.
+    Corrections are left out, since those who buy by these costs count on none being negative. So
+    attention whose mask trains (T5's bias, without dropout) is up to a product of scores too dear.
 
     Args:
         graph: The operations of a forward pass.

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.backends.cuda import flash_sdp_enabled
+from torch.backends import cuda
 from torch.utils._pytree import tree_flatten
 
 from rgft.costs.graph import Graph, StepCost
 from rgft.costs.quantised import stand_ins
 from rgft.costs.tracing import trace
 
+KERNELS: Sequence[Callable[[], bool]] = (  # of attention, on whatever device
+    *(cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.cudnn_sdp_enabled),
+)
 CACHED_GRAPHS, CACHED_STEPS = 256, 4096  # batch shapes; pairs of a shape and a plan
 
 
@@ -135,5 +138,5 @@ def _own_classes(model: nn.Module) -> Iterator[None]:
 def _shapes(tree: Any, training: bool) -> Any:
     leaves, structure = tree_flatten(tree)
     parts = tuple((tuple(x.shape), x.dtype) if isinstance(x, Tensor) else repr(x) for x in leaves)
-    flash = flash_sdp_enabled()  # type: ignore[no-untyped-call]
-    return parts, str(structure), training, flash
+    kernels = tuple(enabled() for enabled in KERNELS)
+    return parts, str(structure), training, kernels

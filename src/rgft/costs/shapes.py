@@ -22,13 +22,15 @@ def call(operator: Operator, args: Any, kwargs: dict[str, Any]) -> Any:
 
     On the meta device many operations are written in Python and take longer than on small tensors
     with values. There a result whose memory is its own depends on nothing but the layout of what is
-    given, and is made again from the layout that it had the first time.
+    given and the default type, and is made again from the layout that it had the first time.
     """
     key = _key(operator, args, kwargs)
     if key is None:
         return operator(*args, **kwargs)
     if key not in _known:
         result = operator(*args, **kwargs)
+        if result.device.type != "meta" or result.layout is not torch.strided:
+            return result
         if len(_known) >= REMEMBERED:
             _known.clear()
         _known[key] = (result.size(), result.stride(), result.dtype)
@@ -45,7 +47,8 @@ def _key(operator: Operator, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [x for x in given if isinstance(x, Tensor)]
     if not tensors or any(type(t) not in _PLAIN or t.device.type != "meta" for t in tensors):
         return None
-    return operator, _layout(args), tuple((name, _layout(x)) for name, x in kwargs.items())
+    named = tuple((name, _layout(x)) for name, x in kwargs.items())
+    return operator, torch.get_default_dtype(), _layout(args), named
 
 
 def leaves(tree: Any) -> Iterator[Any]:

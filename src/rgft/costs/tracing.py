@@ -194,8 +194,8 @@ class _FusedAttention(TorchFunctionMode):
         scores, mixed = _attention(query.shape, key.shape, value.shape)
         joint = 3 * scores + 2 * mixed  # the scores are computed once more
         corrections: tuple[tuple[frozenset[int], int], ...] = ()
-        if mask is not None and _differentiable(mask):
-            # no fused kernel has a gradient of the mask: products instead
+        if self._device.type == "cpu" and mask is not None and _differentiable(mask):
+            # the fused kernel of CPUs has no gradient of the mask: products instead
             q, k, v, m = (self._recorder.index(t) for t in (query, key, value, mask))
             corrections = (
                 (frozenset({m}), mixed - joint),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from rgft.errors import InputError
 from rgft.execution.binding import Binding
@@ -80,8 +81,21 @@ class Enforcement:
     def keep(self, model: nn.Module, inputs: Any) -> None:
         """Before a forward pass, undo what something else did to `requires_grad`."""
         del model, inputs
-        if not torch.is_grad_enabled():
-            return
+        if torch.is_grad_enabled():
+            self._keep()
+
+    def keep_in_backward(self, model: nn.Module, inputs: Any, output: Any) -> None:
+        """After a forward pass, have `keep` done again when its backward pass begins.
+
+        What is recomputed there has to be what was computed, and in between DPO has switched the
+        adapters off and on again for its reference.
+        """
+        del model, inputs
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor) and tensor.requires_grad:
+                tensor.register_hook(lambda _: self._keep())  # type: ignore[no-untyped-call]
+
+    def _keep(self) -> None:
         for parameter, wanted in self._wanted.items():
             if parameter.requires_grad != wanted:
                 parameter.requires_grad_(wanted)

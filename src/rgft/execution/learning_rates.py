@@ -120,8 +120,8 @@ class VirtualGroups:
     def _divide(self, groups: list[Group], scale: Mapping[nn.Parameter, float]) -> None:
         if not {parameter for group in groups for parameter in group["params"]} >= scale.keys():
             raise InputError(
-                "the optimizer has other parameters than when the guide was made: fully_shard and "
-                "accelerator.prepare (FSDP2) put new ones in their place; make the Guide after them"
+                "the optimizer has other parameters than when the guide was made, as after "
+                "fully_shard or accelerator.prepare (FSDP2); make the Guide after them"
             )
         self._scale, self._virtual = scale, []
         self._divided = [(real, list(real["params"])) for real in groups]

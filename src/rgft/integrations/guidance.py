@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -120,6 +121,13 @@ class Guidance:
             self.guide.load_state_dict(state["guide"])
         if self.spending is not None:
             self.spending.load_state_dict(state["spending"])
+        elif "spending" in state:
+            warnings.warn(
+                "this checkpoint is of a run with a budget, and now there is none: all steps are "
+                "taken",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         if self.cache is not None and "prefix_cache" in state:
             self.cache.load_state_dict(state["prefix_cache"])
         if self.watch is not None:

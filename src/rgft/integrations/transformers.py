@@ -209,15 +209,17 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Let go of the optimizer. The error map stays readable."""
-        del args, state, control, kwargs
+        del control, kwargs
         self._let_go()
         if self._guidance is not None and self._guidance.watch is not None:
             self._guidance.watch.write()
-        if self._budget is not None and self.spending is not None:
-            self._say_what_is_left(self.spending)
+        stopped = state.global_step < state.max_steps  # by the budget, or someone who meant to
+        if self._budget is not None and self.spending is not None and not stopped:
+            longer = "max_steps" if args.max_steps > 0 else "num_train_epochs"
+            self._say_what_is_left(self.spending, longer)
 
-    def _say_what_is_left(self, spending: Spending) -> None:
-        """Warn of steps that were too few for the budget."""
+    def _say_what_is_left(self, spending: Spending, longer: str) -> None:
+        """Warn of steps that were too few for the budget; `longer` is what sets their number."""
         if spending.budget.auto and not spending.finished:
             left = "in the middle of a stage"
         elif not spending.budget.auto and spending.progress < UNSPENT:
@@ -226,7 +228,7 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             return
         warnings.warn(
             f"training ended {left}: its steps were cheaper than the budget allows; raise "
-            "num_train_epochs, or lower the budget",
+            f"{longer}, or lower the budget",
             RuntimeWarning,
             stacklevel=3,
         )
