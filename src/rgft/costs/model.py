@@ -19,7 +19,9 @@ from rgft.costs.quantised import stand_ins
 from rgft.costs.tracing import trace
 
 KERNELS: Sequence[Callable[[], bool]] = (  # of attention, on whatever device
-    *(cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.cudnn_sdp_enabled),
+    cuda.flash_sdp_enabled,
+    cuda.mem_efficient_sdp_enabled,
+    cuda.cudnn_sdp_enabled,
 )
 CACHED_GRAPHS, CACHED_STEPS = 256, 4096  # batch shapes; pairs of a shape and a plan
 
