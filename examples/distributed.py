@@ -6,6 +6,7 @@ accelerate launch --multi_gpu --num_processes 2 examples/distributed.py [--shard
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import torch
@@ -59,4 +60,5 @@ def main(*, sharded: bool) -> None:
 
 if __name__ == "__main__":
     main(sharded="--sharded" in sys.argv)
-    dist.destroy_process_group()  # when what used it is gone
+    dist.destroy_process_group()
+    gc.collect()  # ends its threads, with what still holds it in cycles of references

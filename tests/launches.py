@@ -21,6 +21,22 @@ LAUNCHERS = {
     ],
 }
 
+THREADS = """
+import atexit, os, pathlib
+def left():
+    names = [file.read_text() for file in pathlib.Path("/proc/self/task").glob("*/comm")]
+    pathlib.Path(os.environ["LEFT"], os.environ.get("RANK", "launcher")).write_text("".join(names))
+atexit.register(left)
+"""
+
+
+def with_threads_noted(folder: Path) -> dict[str, str]:
+    """An environment in which processes leave the names of their last threads in `folder`."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(THREADS)
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "LEFT": str(folder)}
+
 
 class Launched:
     """`rgft` with these arguments in so many processes; what they print goes to files.

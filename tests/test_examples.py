@@ -12,7 +12,7 @@ import pytest
 
 import tiny_chat
 from bench_runs import whole
-from launches import LAUNCHERS
+from launches import LAUNCHERS, with_threads_noted
 from rgft.bench.journal import read_records
 from rgft.error_map import ErrorMap
 
@@ -80,10 +80,12 @@ def test_example_runs(name: str, tmp_path: Path) -> None:
 def test_example_of_many_processes_runs(launcher: str, sharded: list[str], tmp_path: Path) -> None:
     script = str(FOLDER / "distributed.py")
     command = [sys.executable, "-m", *LAUNCHERS[launcher], script, *sharded]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = with_threads_noted(tmp_path / "left")
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()  # process 0 alone prints
     assert line.startswith("20 steps, 99% of the budget")
+    left = [(tmp_path / "left" / rank).read_text() for rank in "01"]
+    assert sharded or not any("gloo" in names for names in left)  # PyTorch keeps meshes for good

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 import tiny_run
 import tiny_texts
-from launches import LAUNCHERS, Launched
+from launches import LAUNCHERS, Launched, with_threads_noted
 from runs import assert_same, call, finish, record_of, start, warm_up
 
 ROWS = {"train": 75, "validation": 41, "test": 23}  # the last batches divide by no 2
@@ -302,7 +302,7 @@ def test_launchers(launcher: str, given: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-m", *LAUNCHERS[launcher], *module, "rgft.cli", *given]
     done = subprocess.run(
         [*command, "--output-dir", str(tmp_path / "two")],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=with_threads_noted(tmp_path / "left"),
         capture_output=True,
         text=True,
         check=False,
@@ -310,3 +310,5 @@ def test_launchers(launcher: str, given: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("report: ") == 1
     assert_equal(tmp_path / "two", tmp_path / "one")
+    left = [(tmp_path / "left" / rank).read_text() for rank in "01"]
+    assert all("python" in names and "gloo" not in names for names in left)

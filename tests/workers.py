@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 import traceback
@@ -75,3 +76,4 @@ def _worker(rank: int, count: int, work: Work, folder: Path, given: tuple[Any, .
         (folder / f"{rank}.error").write_text(f"process {rank}: {traceback.format_exc()}")
         os._exit(1)  # its sockets close, so that the others do not wait for it
     dist.destroy_process_group()
+    gc.collect()  # as in rgft.launch.leave

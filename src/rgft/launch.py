@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -149,9 +150,15 @@ def _check_launcher() -> None:
 
 
 def leave() -> None:
-    """Part from the other processes, where there are some."""
+    """Part from the other processes, where there are some.
+
+    The threads of a gloo group end with the last object that holds the group, and models and guides
+    are often held by cycles of references alone by now. A thread that is still there when the
+    interpreter goes can abort the process (pytorch/pytorch#190489).
+    """
     if launched() > 1 and dist.is_initialized():
         dist.destroy_process_group()
+        gc.collect()
 
 
 def claim_last_word(code: int) -> bool:
