@@ -1,11 +1,17 @@
-"""The exceptions that users meet."""
+"""The exceptions and warnings that users meet."""
 
 from __future__ import annotations
 
 import difflib
+import sys
+import warnings
 from collections.abc import Iterable
 
 TABLES_NEED = "tables need pandas and pyarrow, which are not installed: pip install 'rgft[train]'"
+FRAMEWORKS = (
+    *("rgft", "torch", "transformers", "accelerate", "trl", "peft", "sentence_transformers"),
+    *("lightning", "pytorch_lightning", "contextlib", "functools"),
+)
 
 
 class InputError(ValueError):
@@ -32,3 +38,11 @@ def unknown(what: str, name: str, allowed: Iterable[str], more: str = "") -> Inp
 
 class EngagementError(RuntimeError):
     """A plan was not carried out: something outside the library defeated freezing or truncation."""
+
+
+def warn(message: str) -> None:
+    """A RuntimeWarning, at the line of the user's code from which the frameworks were called."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in FRAMEWORKS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 import weakref
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from rgft.components import Component, partition
 from rgft.config import Config
 from rgft.costs import FlopMeter, LatestCosts
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.execution.binding import bind
 from rgft.execution.checkpointing import keep_truncation, restore_truncation
 from rgft.execution.compilation import compiled_whole, warn_of_compiling_anew
@@ -271,11 +270,9 @@ class Guide:
             self._timetable.warn_if_idle(guided)
         bypass = self._enforcement.bypass
         if guided > self._timetable.first and bypass is not None and not bypass.acted:
-            warnings.warn(
+            warn(
                 "bypass=True did nothing in this run: no plan froze a component above the lowest "
-                "trained one that could be bypassed; drop it, or choose another policy",
-                RuntimeWarning,
-                stacklevel=2,
+                "trained one that could be bypassed; drop it, or choose another policy"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from rgft.components import Component
 from rgft.config import Config
 from rgft.costs import ComponentCosts, LatestCosts
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.plan import Plan
 from rgft.policies import Policy, Situation
 from rgft.policies.options import hold, mean_one
@@ -172,9 +171,7 @@ class Planning:
             raise InputError(LAG_REFUSAL)
         if self.timetable.always_probes and not self._told:
             self._told = True
-            warnings.warn(
+            warn(
                 "every=1 with probe_every=1 probes at each step, so that freezing saves no "
-                "compute; raise one of them",
-                RuntimeWarning,
-                stacklevel=2,
+                "compute; raise one of them"
             )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from rgft.components import Component
 from rgft.config import Config
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.plan import Plan
 from rgft.policies import Policy
 from rgft.signals import Signal
@@ -79,9 +78,7 @@ def _warn_of_others(before: Mapping[str, str], now: Mapping[str, str]) -> None:
     changed = [n for n in now if n not in FOLLOWING and before.get(n, now[n]) != now[n]]
     if changed:
         told = ", ".join(f"{name} is {now[name]} and was {before[name]}" for name in changed)
-        warnings.warn(
+        warn(
             f"settings changed since this state was saved: {told}; the run goes on with the new "
-            "ones, and is not the one that was stopped",
-            RuntimeWarning,
-            stacklevel=4,
+            "ones, and is not the one that was stopped"
         )

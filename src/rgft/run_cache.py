@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
 from rgft.budgeting import step_share
 from rgft.config import Config
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.launch import Launch
 from rgft.methods import Method
 from rgft.policies import find_policy
@@ -60,14 +59,12 @@ def prefix_cache_format(  # noqa: PLR0913 - what it depends on
         why = "prefix_cache works in one process: with several, samples come back to other ones"
         if asked is not None:
             raise InputError(f"{why}; give --prefix-cache off, or start rgft train in one process")
-        warnings.warn(f"{why}; the run goes without it", RuntimeWarning, stacklevel=2)
+        warn(f"{why}; the run goes without it")
         return None
     if spending is None and spec.epochs <= 1:
-        warnings.warn(
+        warn(
             f"prefix_cache is {asked!r} and has no effect: no sample is visited twice; the run "
-            "goes without it",
-            RuntimeWarning,
-            stacklevel=2,
+            "goes without it"
         )
         return None
     return asked or "float32"

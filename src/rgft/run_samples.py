@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rgft.batches import Example
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.inputs import Inputs
 from rgft.loss_percentiles import LossPercentiles
 from rgft.methods import Method
@@ -141,9 +140,5 @@ def _balance(
         raise InputError(f"balance is {exponent}, but the labels are {what}, not classes; drop it")
     weights = class_weights(torch.tensor([row["labels"] for row in rows]), exponent)
     if spec.balance and torch.allclose(weights, torch.ones_like(weights)):
-        warnings.warn(
-            f"balance is {spec.balance} and has no effect: all classes are equally frequent",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        warn(f"balance is {spec.balance} and has no effect: all classes are equally frequent")
     return weights

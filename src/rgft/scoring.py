@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from rgft.config import Config
 from rgft.error_map import ErrorMap
+from rgft.errors import warn
 from rgft.execution.binding import Binding
 from rgft.execution.measuring import Measuring, Scores
 from rgft.processes import Processes
@@ -76,11 +76,9 @@ class Scoring:
         if skipped <= self._warned:
             return
         self._warned = skipped
-        warnings.warn(
+        warn(
             f"{skipped} of {steps} steps had a gradient that is not finite; "
-            "they were left out of the error map",
-            RuntimeWarning,
-            stacklevel=2,
+            "they were left out of the error map"
         )
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

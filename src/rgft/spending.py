@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from rgft.costs import Counts, FlopMeter
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.processes import Processes
 from rgft.stages import STAGES, Stage, Yardstick, best_stage, worth_going_on
 
@@ -270,11 +269,9 @@ class Spending:
         """Go on from where `state_dict` was taken, with a warning if the budget is another."""
         before = state.get("budget", str(self.budget))
         if before != str(self.budget):
-            warnings.warn(
+            warn(
                 f"the budget is {self.budget} and was {before} when this state was saved; what was "
-                "spent counts, and the run is not the one that was stopped",
-                RuntimeWarning,
-                stacklevel=2,
+                "spent counts, and the run is not the one that was stopped"
             )
         self.meter.load(Counts(*(int(state[name]) for name in Counts._fields)))
         self.seconds, self._started = float(state["seconds"]), self._clock()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rgft.batches import CHUNK, Example
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.models import Architecture, load_tokenizer, load_writer
 from rgft.progress import bar
 from rgft.residuals import SAMPLE_IDS
@@ -177,11 +176,9 @@ class TextToTextInputs(ABC):
         """Answers that are cut have no end to learn."""
         cut = sum(length > self.writing.answer for length in lengths)
         if cut:
-            warnings.warn(
+            warn(
                 f"{cut} of {len(lengths)} answers to learn are cut at {self.writing.answer} tokens "
-                "and lose their end; --max-target-length is for that",
-                RuntimeWarning,
-                stacklevel=2,
+                "and lose their end; --max-target-length is for that"
             )
 
 

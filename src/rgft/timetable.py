@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 from rgft.config import Config
+from rgft.errors import warn
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +57,8 @@ class Timetable:
         """Say so if a run of that many steps is idle."""
         if not self.idle(steps):
             return
-        warnings.warn(
+        warn(
             f"the method does nothing in this run: it first decides after step {self.first}, and "
             f"the run has {steps}, all at the plain learning rate; lower every or warmup, or train "
-            "longer",
-            RuntimeWarning,
-            stacklevel=3,
+            "longer"
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-import warnings
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +14,7 @@ from torch import Tensor
 from rgft.activations.encoding import FORMATS, Encoded, decode, encode, from_bytes, to_bytes
 from rgft.activations.file import EntryFile
 from rgft.activations.index import Entry, Key, read_index, write_index
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 
 DATA, INDEX = "activations.bin", "activations.json"
 MIN_UNSAVED = 256  # new entries after which the index is written, at the least
@@ -203,11 +202,9 @@ class ActivationStore:
             if index.exists():
                 found = read_index(index, data, kind=self.format, fingerprint=self._fingerprint)
                 if isinstance(found, str):
-                    warnings.warn(
+                    warn(
                         f"the cached activations in {folder} are not used: {found}; they are "
-                        "computed again",
-                        RuntimeWarning,
-                        stacklevel=4,
+                        "computed again"
                     )
                     index.unlink()
                 else:
@@ -242,11 +239,9 @@ class ActivationStore:
     def _stop(self, error: OSError) -> None:
         """Write no more."""
         if not self._full:
-            warnings.warn(
+            warn(
                 f"activations can no longer be written to disk ({error.strerror}); "
-                f"{len(self._entries)} samples are cached, further ones are computed each time",
-                RuntimeWarning,
-                stacklevel=4,
+                f"{len(self._entries)} samples are cached, further ones are computed each time"
             )
         self._full = True
 
@@ -264,10 +259,8 @@ class ActivationStore:
     def _report_damage(self, key: Key) -> None:
         self.damaged += 1
         if self.damaged == 1:
-            warnings.warn(
+            warn(
                 f"the cached activations of sample {key!r} are damaged; such samples are computed "
-                "again",
-                RuntimeWarning,
-                stacklevel=4,
+                "again"
             )
         self.remove(key)

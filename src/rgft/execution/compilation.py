@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from types import FunctionType
 
 from torch import nn
+
+from rgft.errors import warn
 
 
 def compiled_whole(model: nn.Module) -> bool:
@@ -16,10 +17,8 @@ def compiled_whole(model: nn.Module) -> bool:
 
 def warn_of_compiling_anew() -> None:
     """Say what plans that freeze cost where the whole model is compiled."""
-    warnings.warn(
+    warn(
         "the model is compiled as a whole, so that each plan that freezes something else compiles "
         "it anew, and after 8 of them (torch._dynamo.config.recompile_limit) new ones run "
-        "uncompiled; compile its layers instead (layer.compile())",
-        RuntimeWarning,
-        stacklevel=3,
+        "uncompiled; compile its layers instead (layer.compile())"
     )

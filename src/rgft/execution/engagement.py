@@ -6,7 +6,6 @@ been put in force this watches the steps up to the next decision and says what d
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from rgft.components import partition
-from rgft.errors import EngagementError
+from rgft.errors import EngagementError, warn
 from rgft.execution.binding import Binding
 from rgft.execution.relative_rates import chooses_its_rate
 from rgft.plan import Plan
@@ -215,7 +214,7 @@ class Engagement:
             message = "the plan was not carried out: " + "; ".join(problems[:3])
             if self._mode == "error":
                 raise EngagementError(message + '. Config(engagement="warn") goes on regardless')
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            warn(message)
 
     def _movement(self, changed: Tensor, expected: Tensor) -> list[str]:
         """Frozen pieces that changed; trained ones of which none did."""

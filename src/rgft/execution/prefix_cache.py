@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import TracebackType
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.execution.cache_use import CacheUse
 from rgft.execution.compilation import compiled_whole
 from rgft.execution.interception import Call, Interception, undisturbed
@@ -193,11 +192,9 @@ class PrefixCache:
         self._comparisons.passed = set(state["verified"])
         self._counts.update(state["counts"])
         if not self._stored.load_state_dict(state["stored"]):
-            warnings.warn(
+            warn(
                 "the prefix cache has lost samples that it had when the checkpoint was written; "
-                "they are computed again, and the run will not end as the uninterrupted one",
-                RuntimeWarning,
-                stacklevel=2,
+                "they are computed again, and the run will not end as the uninterrupted one"
             )
         self._resumed = True
 
@@ -224,11 +221,9 @@ class PrefixCache:
         self._comparisons.forget()
         store = self._stored.store
         if len(store):
-            warnings.warn(
+            warn(
                 "weights below the boundary of the prefix cache have changed; the activations of "
-                f"{len(store)} samples are dropped and computed again",
-                RuntimeWarning,
-                stacklevel=5,
+                f"{len(store)} samples are dropped and computed again"
             )
             store.clear()
         if self._stored.storage.folder is not None:
@@ -325,4 +320,4 @@ class PrefixCache:
         self._stored.store.clear()
         if self._mode == "error":
             raise InputError(self.refused)
-        warnings.warn(self.refused, RuntimeWarning, stacklevel=6)
+        warn(self.refused)

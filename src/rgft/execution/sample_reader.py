@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import warnings
 from typing import Any
 
 import torch
 from torch import nn
 
+from rgft.errors import warn
 from rgft.execution.prefix_batch import Samples, read_samples
 from rgft.structure.layers import unwrapped
 
@@ -42,9 +42,7 @@ class SampleReader:
         if self._told or not (self._model.training and torch.is_grad_enabled()):
             return
         self._told = True
-        warnings.warn(
+        warn(
             f"a training batch has no '{self._key}': the prefix cache spares it nothing; "
-            "let the collator add one id a sample",
-            RuntimeWarning,
-            stacklevel=6,
+            "let the collator add one id a sample"
         )

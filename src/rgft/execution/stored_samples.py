@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from rgft.activations import ActivationStore, Key
+from rgft.errors import warn
 from rgft.execution.prefix_batch import Samples
 
 Rows = dict[int, dict[int, Tensor]]  # samples by depth and by position in the batch
@@ -151,12 +151,10 @@ class StoredSamples:
     def _report_change(self, key: Key) -> None:
         self.changed += 1
         if self.changed == 1:
-            warnings.warn(
+            warn(
                 f"sample {key!r} is not what it was when its activations were stored "
                 "(augmentation, dynamic masking, another precision, or an id that is not unique); "
-                "such samples are computed again",
-                RuntimeWarning,
-                stacklevel=7,
+                "such samples are computed again"
             )
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.spending import Spending
 
 
@@ -23,9 +21,7 @@ def begin_anew(spending: Spending | None, step: int) -> None:
             f"the checkpoint at step {step} was written without a budget, so that what is spent "
             "of it is not known; resume without a budget, or start anew"
         )
-    warnings.warn(
+    warn(
         f"the checkpoint at step {step} was written without this callback: weights, optimizer and "
-        "schedule go on from it, the error map begins anew",
-        RuntimeWarning,
-        stacklevel=4,
+        "schedule go on from it, the error map begins anew"
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from rgft.config import Config
 from rgft.costs import FlopMeter
+from rgft.errors import warn
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
@@ -122,11 +122,9 @@ class Guidance:
         if self.spending is not None:
             self.spending.load_state_dict(state["spending"])
         elif "spending" in state:
-            warnings.warn(
+            warn(
                 "this checkpoint is of a run with a budget, and now there is none: all steps are "
-                "taken",
-                RuntimeWarning,
-                stacklevel=2,
+                "taken"
             )
         if self.cache is not None and "prefix_cache" in state:
             self.cache.load_state_dict(state["prefix_cache"])

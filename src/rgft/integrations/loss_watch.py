@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rgft.errors import TABLES_NEED, InputError
+from rgft.errors import TABLES_NEED, InputError, warn
 from rgft.execution.parallel import many
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.processes import Processes
@@ -77,11 +76,7 @@ class LossWatch:
         if state is not None:
             self.ledger.load_state_dict(state)
             return
-        warnings.warn(
-            f"the checkpoint at step {step} was written without residuals; the ledger begins anew",
-            RuntimeWarning,
-            stacklevel=4,
-        )
+        warn(f"the checkpoint at step {step} was written without residuals; the ledger begins anew")
 
     def close(self) -> None:
         """Leave the model as it was."""

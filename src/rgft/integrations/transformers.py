@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
 import zlib
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +21,7 @@ from transformers.trainer_callback import ExportableState
 
 from rgft.config import Config
 from rgft.costs import FlopMeter
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.execution.compilation import warn_of_compiling_anew
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
@@ -226,11 +225,9 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             left = f"with {spending.progress:.0%} of the budget spent"
         else:
             return
-        warnings.warn(
+        warn(
             f"training ended {left}: its steps were cheaper than the budget allows; raise "
-            f"{longer}, or lower the budget",
-            RuntimeWarning,
-            stacklevel=3,
+            f"{longer}, or lower the budget"
         )
 
     def state(self) -> dict[str, Any]:
