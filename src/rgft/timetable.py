@@ -58,7 +58,6 @@ class Timetable:
         if not self.idle(steps):
             return
         warn(
-            f"the method does nothing in this run: it first decides after step {self.first}, and "
-            f"the run has {steps}, all at the plain learning rate; lower every or warmup, or train "
-            "longer"
+            "the error map decides nothing in this run: its first plan comes after step "
+            f"{self.first}, and the run has {steps}; lower every or warmup, or train longer"
         )
