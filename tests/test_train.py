@@ -459,7 +459,11 @@ def test_notes_come_before_training(
     given += ["--epochs", "1", "--balance", "1", "--prefix-cache", "int8"]
     with contextlib.redirect_stderr(sys.stdout):
         assert call(monkeypatch, "train", *given, "--set", "frozen_below=2") == 0
-    notes = ("all classes are equally", "no sample is visited twice", "first plan comes after step 10")
+    notes = (
+        "all classes are equally",
+        "no sample is visited twice",
+        "first plan comes after step 10",
+    )
     lines = capsys.readouterr().out.splitlines()[:4]
     for said, line in zip((*notes, "step 1 of 1"), lines, strict=True):
         assert said in line and line.startswith("rgft: note: ") == (said in notes)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from rgft.bench.cells import Cell
+from rgft.bench.suite import in_suite
 from rgft.errors import InputError
 from rgft.inputs import load_inputs
 from rgft.models import check_modality, writes_as
@@ -14,15 +15,14 @@ from rgft.run_samples import load_data
 from rgft.spec import RunSpec
 from rgft.tasks import TASKS, TaskData
 
-DATA = (
+OF_DATA = (
     *("task", "data", "text_columns", "label_column", "target_column"),
     *("max_train_rows", "max_evaluation_rows"),
 )
-INPUTS = (
+OF_INPUTS = (
     *("model", "max_length", "image_size", "group_by_length"),
     *("prompt", "max_target_length", "beams", "written_rows"),
 )
-Loaded = dict[tuple[Any, ...], TaskData]
 
 
 def check_places(cells: Iterable[Cell]) -> None:
@@ -33,33 +33,34 @@ def check_places(cells: Iterable[Cell]) -> None:
     Raises:
         InputError: A model, a data folder or a column is not there, or they do not go together.
     """
-    loaded: Loaded = {}
-    seen: set[tuple[Any, ...]] = set()
+    alike: dict[tuple[Any, ...], dict[tuple[Any, ...], Cell]] = {}
     for cell in cells:
-        combination = _values(cell.spec, DATA + INPUTS)
-        if combination not in seen:
-            seen.add(combination)
+        alike.setdefault(_values(cell.spec, OF_DATA), {}).setdefault(
+            _values(cell.spec, OF_INPUTS), cell
+        )
+    for read in alike.values():
+        task: TaskData | None = None
+        for cell in read.values():
             try:
                 with waiting("looking at the models and the data"):
-                    _check(cell.spec, loaded)
+                    task = _check(cell.spec, task)
             except InputError as error:
-                raise InputError(
-                    f"arm {cell.labels['arm']} on {cell.labels['task']}: {error}"
-                ) from error
+                where = f"arm {cell.labels['arm']} on {cell.labels['task']}"
+                raise InputError(f"{where}: {in_suite(str(error))}") from error
 
 
-def _check(spec: RunSpec, loaded: Loaded) -> None:
+def _check(spec: RunSpec, task: TaskData | None) -> TaskData | None:
+    """Look at one, with its data if that is loaded; the data."""
     entry = None if spec.task is None else TASKS[spec.task]
     if entry is not None and spec.data is None and not entry.available():
         if entry.kind == "generation":
             writes_as(spec.model, str(spec.task))
         else:
             check_modality(spec.model, entry.modality, str(spec.task))
-        return
-    key = _values(spec, DATA)
-    if key not in loaded:
-        loaded[key] = load_data(spec)
-    load_inputs(spec, loaded[key])
+        return None
+    task = task or load_data(spec)
+    load_inputs(spec, task)
+    return task
 
 
 def _values(spec: RunSpec, names: Iterable[str]) -> tuple[Any, ...]:

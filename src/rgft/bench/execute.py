@@ -23,6 +23,7 @@ from filelock import FileLock, Timeout
 from rgft.bench.cells import Cell, by_key
 from rgft.bench.journal import FILE, append_record, read_records
 from rgft.bench.record import record_of_run
+from rgft.bench.suite import in_suite
 from rgft.errors import InputError
 from rgft.records import RUN_FILE
 
@@ -51,7 +52,7 @@ def execute(cell: Cell, folder: Path, threads: int) -> dict[str, Any] | None:
     except Exception as error:
         traceback.print_exc()
         kind = "" if isinstance(error, InputError) else f"{type(error).__name__}: "
-        reason = f"{kind}{' '.join(str(error).split())}"
+        reason = f"{kind}{in_suite(' '.join(str(error).split()))}"
         seconds = time.perf_counter() - start
         return {"status": "failed", **labels, "reason": reason, "seconds": {"wall": seconds}}
 

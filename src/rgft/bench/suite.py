@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -158,6 +159,17 @@ def _options(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
+
+
+def in_suite(message: str) -> str:
+    """A message of `rgft train` with its options as a suite has them.
+
+    >>> in_suite("there is no column 'x'; name one with --label-column, or leave out --lr")
+    "there is no column 'x'; name one with label_column, or leave out --lr"
+    """
+    for option in OPTIONS:
+        message = re.sub(rf"--{option.replace('_', '-')}\b(?!-)", option, message)
+    return message
 
 
 def _plain_number(value: Any) -> Any:
