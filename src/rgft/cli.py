@@ -70,7 +70,8 @@ app.add_command(compare_maps)
 @app.command()
 @click.option("--output-dir", type=place, required=True, help="Folder of the run.")
 @click.option(
-    "--model", help="Folder, hub id, or of a package: minilm, efficientnet-lite0.  [minilm]"
+    "--model",
+    help="Folder, hub id, or of a package: minilm, efficientnet-lite0, smollm2-135m.  [minilm]",
 )
 @click.option("--task", help="A task by name; `rgft data` lists them.")
 @click.option(

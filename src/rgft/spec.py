@@ -49,7 +49,7 @@ class RunSpec:
     """What to run.
 
     Attributes:
-        model: Folder, hub id, or packaged name ("minilm", "efficientnet-lite0").
+        model: Folder, hub id, or packaged name (`rgft.models.PACKAGED`).
         task: Name of a task; None for the user's own data.
         data: Folder of the task, or of the user's own data.
         text_columns: Text columns of the user's own data; detected by default.
