@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
 from accelerate.state import AcceleratorState
 from torch.distributed.tensor import DTensor
@@ -15,8 +14,8 @@ from torch.utils.data import DataLoader
 
 from loops import CLIP, optimizer_of, sharded_as_on_gpus
 from rgft import Guide
-from test_processes import ROWS, STEPS, assert_like_one, config, whole
-from tiny import bert, same_state, tokens
+from test_processes import ROWS, STEPS, assert_like_one, assert_second_half, config, whole
+from tiny import bert, tokens
 from workers import launch
 
 PARTS, HALF = 2, STEPS // 2 + 1  # batches of a step; steps of the first half, between two decisions
@@ -97,6 +96,4 @@ def test_two_processes_do_what_one_does(engine: str, two: Any, tmp_path: Path) -
 def test_a_resumed_run_is_the_run(engine: str, two: Any) -> None:
     for found in two:
         full, second = found[engine]
-        assert second["plans"] == full["plans"][HALF:]
-        assert same_state(second["weights"], full["weights"])
-        assert torch.equal(second["error"], full["error"])
+        assert_second_half(second, full, HALF)

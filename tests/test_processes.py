@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from rgft import Budget, Config, FlopMeter, Guide, Policy, Situation, Spending
 from rgft.errors import EngagementError, InputError
 from rgft.processes import Processes
-from tiny import Batch, bert, bert_loss, tokens
+from tiny import Batch, bert, bert_loss, same_state, tokens
 from workers import launch
 
 STEPS = 8
@@ -88,6 +88,13 @@ def assert_like_one(found: dict[str, Any], one: dict[str, Any]) -> None:
     assert found["weights"].keys() == one["weights"].keys()
     for name, weight in one["weights"].items():
         torch.testing.assert_close(found["weights"][name], weight, rtol=0, atol=1e-5)
+
+
+def assert_second_half(second: dict[str, Any], full: dict[str, Any], half: int) -> None:
+    """What a resumed run did after `half` of the plans is, bit for bit, what the full run did."""
+    assert second["plans"] == full["plans"][half:]
+    assert same_state(second["weights"], full["weights"])
+    assert torch.equal(second["error"], full["error"])
 
 
 CASES = {

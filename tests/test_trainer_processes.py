@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
@@ -16,8 +15,8 @@ from rgft import Config
 from rgft.errors import InputError
 from rgft.execution.stored_samples import Storage
 from rgft.integrations.transformers import RGFTCallback
-from test_processes import assert_like_one, whole
-from tiny import bert, hooks, same_state, tokens
+from test_processes import assert_like_one, assert_second_half, whole
+from tiny import bert, hooks, tokens
 from workers import launch
 
 ROWS = 16
@@ -130,9 +129,7 @@ def test_the_trainer_in_two_processes_does_what_it_does_in_one(
 def test_a_resumed_run_is_the_run(engine: str, two: Any) -> None:
     for found in two:
         full, second = found[engine]
-        assert second["plans"] == full["plans"][HALF:]
-        assert same_state(second["weights"], full["weights"])
-        assert torch.equal(second["error"], full["error"])
+        assert_second_half(second, full, HALF)
 
 
 def test_what_the_trainer_cannot_do_in_two_processes_is_refused(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from rgft.execution.output_difference import largest_difference
 from rgft.execution.prefix_batch import Samples
 from rgft.execution.prefix_comparisons import Comparisons
 from rgft.execution.prefix_forward import Forward, PrefixLayers, automatic_precision
-from rgft.execution.prefix_weights import PrefixWeights, depths, prefix_layers
+from rgft.execution.prefix_weights import PrefixWeights, Versions, depths, prefix_layers
 from rgft.execution.sample_reader import SampleReader
 from rgft.execution.stored_samples import Storage, StoredSamples
 from rgft.residuals import SAMPLE_IDS
@@ -164,7 +164,7 @@ class PrefixCache:
         self._comparisons.forget()
         layers = self._modules[:boundary]
         self._weights = PrefixWeights(self._model, layers) if boundary else None
-        self._versions = self._weights.versions() if self._weights else ((), ())
+        self._versions = self._weights.versions() if self._weights else Versions()
         if self._stored.storage.folder is not None and self._weights is not None:
             self._stored.label(self._weights.fingerprint(self._stored.storage.data))
 
@@ -260,7 +260,7 @@ class PrefixCache:
     def _of_reference(self) -> bool:
         """Whether other adapters are on than in training: DPO's reference is the model without."""
         assert self._weights is not None
-        return not torch.is_grad_enabled() and self._weights.adapters() != self._versions[1]
+        return not torch.is_grad_enabled() and self._weights.adapters() != self._versions.adapters
 
     def _check_frozen(self) -> None:
         assert self._weights is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,19 @@ from torch import Tensor, nn
 from rgft.structure.architecture import outline
 from rgft.structure.layers import Named, join, unwrapped
 
-Versions = tuple[tuple[tuple[int, int], ...], tuple[tuple[bool, str], ...]]
+Adapters = tuple[tuple[bool, str], ...]
+
+
+class Versions(NamedTuple):
+    """What tells whether the prefix computes what it did before.
+
+    Attributes:
+        written: Where each tensor is, and how often it was written to.
+        adapters: For each layer with adapters of peft, whether they are off, and which are active.
+    """
+
+    written: tuple[tuple[int, int], ...] = ()
+    adapters: Adapters = ()
 
 
 def prefix_layers(model: nn.Module) -> list[Named]:
@@ -55,7 +68,12 @@ class PrefixWeights:
             for parameter in part.parameters
         }
         inside = {id(module) for _, layer in layers for module in layer.modules()}
-        self._adapted = [m for m in model.modules() if hasattr(m, "adapter_layer_names")]
+        self._adapted = [
+            module
+            for module in model.modules()
+            if hasattr(module, "adapter_layer_names")
+            and (id(module) in inside or any(id(p) in owned for p in module.parameters()))
+        ]
         for path, module in model.named_modules():
             tensors: Mapping[str, Tensor | None] = module._parameters
             whole = id(module) in inside
@@ -65,15 +83,12 @@ class PrefixWeights:
                 self._slots += [(path, module._buffers, name) for name in module._buffers]
 
     def versions(self) -> Versions:
-        """Where each tensor is and how often it was written to, and `adapters`.
-
-        What is written through `.data` escapes it, as it escapes autograd.
-        """
+        """As they are now. What is written through `.data` escapes them, as it escapes autograd."""
         written = tuple((tensor.data_ptr(), tensor._version) for _, tensor in self._tensors())
-        return written, self.adapters()
+        return Versions(written, self.adapters())
 
-    def adapters(self) -> tuple[tuple[bool, str], ...]:
-        """For each layer with adapters of peft, whether they are off, and which are active."""
+    def adapters(self) -> Adapters:
+        """As in `Versions`."""
         return tuple((bool(m.disable_adapters), str(m.active_adapter)) for m in self._adapted)
 
     def trained(self) -> str | None:
