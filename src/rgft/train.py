@@ -48,7 +48,7 @@ from rgft.spec import RunSpec, arguments, command
 from rgft.storage import storage_problem
 from rgft.text_to_text import TextToTextInputs
 from rgft.text_trainer import TextTrainer
-from rgft.training_arguments import evaluations, training_arguments
+from rgft.training_arguments import evaluations_within_budget, training_arguments
 
 __all__ = ["RunSpec", "command", "run"]
 
@@ -202,7 +202,7 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
         spending.share(processes)
     recorder = RunRecorder(prepared.meter, guidance, prepared.sampling.ledger, processes)
     interruption, progress = StopOnSignal(processes), Progress(prepared.task.metric, spending)
-    pace = [] if spending is None else [Pace(spending, evaluations(spec, prepared))]
+    pace = [] if spending is None else [Pace(spending, evaluations_within_budget(spec, prepared))]
     best = [BestStage(spending)] if spending and prepared.auto else []
     shown = [progress] if launch.first else []
     allocation = _allocation(prepared)

@@ -73,7 +73,7 @@ def evaluations_per_epoch(spec: RunSpec, prepared: Prepared) -> float:
     return min(USUAL, rows / least)
 
 
-def evaluations(spec: RunSpec, prepared: Prepared) -> int:
+def evaluations_within_budget(spec: RunSpec, prepared: Prepared) -> int:
     """Evaluations of a run with a budget: as many as full fine-tuning has for that share."""
     assert spec.budget is not None
     share = parse_budget(spec.budget).share or 1.0

@@ -34,7 +34,7 @@ class Result:
         arm: The arm.
         budget: Its budget.
         rate: The chosen rate; None for the method's own.
-        rates: How many rates have finished.
+        rates: The rates that have finished, in order.
         runs: The finished records at that rate, by seed.
         failed: How many cells have failed, at whatever rate.
     """
@@ -43,9 +43,22 @@ class Result:
     arm: str
     budget: float | str
     rate: float | None
-    rates: int
+    rates: tuple[float | None, ...]
     runs: Mapping[int, Mapping[str, Any]]
     failed: int
+
+    @property
+    def sweep(self) -> str:
+        """The rate, of how many, and whether one beyond them may be better.
+
+        >>> Result(Problem("t", "m", 9, 1.0), "a", 1.0, 2e-4, (1e-4, 2e-4), {}, 0).sweep
+        '0.0002 of 2, the largest'
+        """
+        if self.rate is None:
+            return f"own of {len(self.rates)}"
+        edges = {self.rates[-1]: ", the largest", self.rates[0]: ", the smallest"}
+        edge = edges.get(self.rate, "") if len(self.rates) > 1 else ""
+        return f"{self.rate:g} of {len(self.rates)}{edge}"
 
     @property
     def metric(self) -> str:
@@ -120,7 +133,7 @@ def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
         assert rate != "none"
         runs = {record["seed"]: record for record in group if record["rate"] == rate}
         lost = failed.get((problem.task, problem.model, arm, budget), 0)
-        rates = len({record["rate"] for record in group})
+        rates = tuple(sorted({record["rate"] for record in group}, key=lambda rate: rate or 0.0))
         found.append(Result(problem, arm, budget, rate, rates, runs, lost))
     return found
 

@@ -117,16 +117,16 @@ def runs(found: Sequence[Result]) -> Table:
     rows = []
     clocks = {r.problem: clock(f for f in found if f.problem == r.problem) for r in found}
     for r in sorted(found, key=lambda r: (r.problem, budget_order(r.budget))):
-        rate = "own" if r.rate is None else f"{r.rate:g}"
         quality = [spread(r, split) for split in ("validation", "test")]
-        rows.append([shown(r.problem, found), budget_text(r.budget), r.arm, f"{rate} of {r.rates}",
+        rows.append([shown(r.problem, found), budget_text(r.budget), r.arm, r.sweep,
                      str(len(r.runs)), str(r.failed), *quality, f"{r.share:.3f}",
                      amounts.duration(getattr(r, clocks[r.problem]))])  # fmt: skip
     header = ["task", "budget", "arm", "rate", "seeds", "failed", "validation", "test",
               "FLOPs, share of full", "seconds"]  # fmt: skip
     caption = (
-        "Every arm at the rate that validation chose, of how many. Seconds are the processor's "
-        "where all of a task have them."
+        "Every arm at the rate that validation chose, of how many; where that is the largest or "
+        "the smallest, one beyond may be better. Seconds are the processor's where all of a task "
+        "have them."
     )
     return Table("Runs", with_idle(caption, found), header, rows)
 
