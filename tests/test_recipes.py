@@ -40,6 +40,7 @@ SUITES = Path(__file__).parent.parent / "benchmarks" / "suites"
 RECIPES = ("glue", "superglue", "cifar100", "vision", "xsum", "metamathqa", "llm")
 ROWS = {"train": 48, "validation": 16}
 BESIDE = {"metamathqa": ("gsm8k",)}  # where its validation and test are from
+DECIDE_LATE = ("rgft-lora", "inverse", "auto-rgn")  # later than these short runs end
 MANY_CLASSES = {"train": 120, "validation": 16}  # each of CIFAR-100's has to occur
 
 
@@ -133,7 +134,7 @@ def models(suite: Suite, folder: Path) -> dict[str, Path]:
 def shortened(one: Cell, model: Path) -> Cell:
     size = None if one.spec.image_size is None else tiny_images.SIDE
     usual = find_method(one.spec.method).config
-    guided = usual.warmup or one.spec.method == "rgft-lora"
+    guided = usual.warmup or one.spec.method in DECIDE_LATE
     often = {"every": min(2, usual.every), "warmup": min(2, usual.warmup)} if guided else {}
     spec = replace(
         one.spec,
