@@ -56,20 +56,22 @@ def write_data(folder: Path) -> None:
         (folder / f"{split}.jsonl").write_text(lines, encoding="utf-8")
 
 
-def saved_activations(method: str, frozen_below: int) -> int:
-    """Bytes that one step of a method saves for backward."""
+def saved_activations(method: str, frozen_below: int, layers: int = LAYERS) -> int:
+    """Bytes that one step of a method saves for backward, in a model with so many layers."""
     import torch  # noqa: PLC0415
     from torch import Tensor  # noqa: PLC0415
 
     import rgft  # noqa: PLC0415
     from rgft.adapters import ADAPTERS  # noqa: PLC0415
     from rgft.models import load_classifier, load_tokenizer  # noqa: PLC0415
+    from rgft.structure.cutting import keep_layers  # noqa: PLC0415
 
     torch.manual_seed(0)
     tokenizer = load_tokenizer("minilm")
     found = rgft.find_method(method)
     names = tuple("012345")
     model = load_classifier("minilm", names, tokenizer.pad_token_id).train()
+    keep_layers(model, layers)
     if found.adapter is not None:
         model = ADAPTERS[found.adapter].add(model, 8)
     for parameter in model.parameters():
@@ -114,29 +116,32 @@ def run(data: Path, method: str, budget: str | None) -> Row:
         if done.returncode:
             raise SystemExit(f"{method}: {done.stderr.strip().splitlines()[-1]}")
         result = json.loads((Path(folder) / "run.json").read_text(encoding="utf-8"))
-    frozen_below = int(result["config"]["frozen_below"])
+    frozen_below, layers = int(result["config"]["frozen_below"]), int(result["layers"]["kept"])
     return {
         "method": method,
         "budget": budget,
         "frozen_below": frozen_below,
+        "layers": layers,
         "batch_size": result["batch_size"],
         "flops_share": result["flops"]["share"],
         "peak_memory_bytes": result["peak_memory_bytes"],
-        "saved_bytes": apart(saved_activations, method, frozen_below),
+        "saved_bytes": apart(saved_activations, method, frozen_below, layers),
     }
 
 
 def table(rows: list[Row]) -> str:
     """Markdown, as in docs/budget.md."""
     lines = [
-        "| run | depths that stay frozen | batch | peak of the process | saved for backward |",
-        "|---|---|---|---|---|",
+        "| run | layers | depths frozen throughout | batch | peak of the process | saved for backward |",
+        "|---|---|---|---|---|---|",
     ]
     for row in rows:
         name = row["method"] + ("" if row["budget"] is None else f", budget {row['budget']}")
         frozen = f"0 to {row['frozen_below'] - 1}" if row["frozen_below"] else "none"
         peak, saved = (f"{row[k] / 2**20:.0f} MiB" for k in ("peak_memory_bytes", "saved_bytes"))
-        lines.append(f"| `{name}` | {frozen} | {row['batch_size']} | {peak} | {saved} |")
+        lines.append(
+            f"| `{name}` | {row['layers']} | {frozen} | {row['batch_size']} | {peak} | {saved} |"
+        )
     return "\n".join(lines)
 
 
