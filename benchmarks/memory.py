@@ -132,7 +132,7 @@ def run(data: Path, method: str, budget: str | None) -> Row:
 def table(rows: list[Row]) -> str:
     """Markdown, as in docs/budget.md."""
     lines = [
-        "| run | layers | depths frozen throughout | batch | peak of the process | saved for backward |",
+        "| run | layers | always frozen | batch | peak of the process | saved for backward |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
