@@ -307,7 +307,7 @@ def main() -> None:
     given.records.parent.mkdir(parents=True, exist_ok=True)
     script = "from rgft.smollm2 import folder; print(folder())"
     made = subprocess.run(
-        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+        [sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True
     )
     folder = Path(made.stdout.strip())
     sweep = [

@@ -22,9 +22,12 @@ LAUNCHERS = {
 }
 
 THREADS = """
-import atexit, os, pathlib
+import atexit, contextlib, os, pathlib
 def left():
-    names = [file.read_text() for file in pathlib.Path("/proc/self/task").glob("*/comm")]
+    names = []
+    for file in pathlib.Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # a thread that has just ended
+            names.append(file.read_text())
     pathlib.Path(os.environ["LEFT"], os.environ.get("RANK", "launcher")).write_text("".join(names))
 atexit.register(left)
 """

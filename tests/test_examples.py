@@ -88,4 +88,5 @@ def test_example_of_many_processes_runs(launcher: str, sharded: list[str], tmp_p
     (line,) = done.stdout.splitlines()  # process 0 alone prints
     assert line.startswith("20 steps, 99% of the budget")
     left = [(tmp_path / "left" / rank).read_text() for rank in "01"]
+    assert all("python" in names for names in left)
     assert sharded or not any("gloo" in names for names in left)  # PyTorch keeps meshes for good

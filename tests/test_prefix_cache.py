@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 import tiny
@@ -450,6 +451,24 @@ def test_changed_weights_empty_the_cache() -> None:
         cache.paused = True
         torch.testing.assert_close(found, model(**batch).logits)
         assert cache.use.misses == 8
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("adapted", [0, 2])
+def test_adapters_matter_where_they_are(adapted: int) -> None:
+    """A pass without them, as DPO's reference runs, may read what is stored if they are above."""
+    config = LoraConfig(target_modules=["query"], layers_to_transform=[adapted])
+    model = get_peft_model(tiny.bert(3), config).requires_grad_(False)
+    (batch,) = tiny.tokens()
+    batch |= {"sample_ids": ["a", "b", "c", "d"]}
+    with PrefixCache(model) as cache, torch.no_grad():
+        cache.set_boundary(2)
+        model(**batch)
+        with model.disable_adapter():
+            model(**batch)
+        assert cache.use.hits == (4 if adapted == 2 else 0)
+        model(**batch)
+        assert cache.use.hits == (8 if adapted == 2 else 4)
 
 
 def test_weights_loaded_before_the_end_are_no_matter(tmp_path: Path) -> None:

@@ -184,3 +184,11 @@ def test_a_torn_line_is_no_record_and_is_mended(cut: int, tmp_path: Path) -> Non
     path.write_bytes(b"{\n" + path.read_bytes())
     with pytest.raises(InputError, match="line 1 is damaged"):
         read_records(path)
+
+
+def test_what_train_refuses_is_said_in_the_words_of_a_suite(tmp_path: Path) -> None:
+    text = "tasks: [trec]\nseeds: [0]\narms: {full: {group_by_length: true}}\nbudgets: [0.5, 1]\n"
+    suite = load_suite(written(tmp_path, text.replace("true", "false")))
+    with pytest.raises(InputError, match=r"give budgets,? ") as caught:
+        [cell(suite, point, 1e-4, 0) for point in points(suite)]
+    assert "--" not in str(caught.value)

@@ -416,13 +416,13 @@ def test_a_run_in_which_the_method_does_nothing_says_so(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     given = ["--model", short.model, "--data", str(short.data), "--epochs", "1", "--method"]
-    for method, said in (("rgft-threshold", 1), ("full", 0)):
+    for method, said in (("rgft-threshold", 1), ("random", 1), ("full", 0)):
         assert (
             call(monkeypatch, "train", *given, method, "--output-dir", str(tmp_path / method)) == 0
         )
         lines = capfd.readouterr().err.splitlines()
         assert len(lines) == said
-        assert all("note: the error map decides nothing in this run" in line for line in lines)
+        assert all("note: no plan is decided in this run" in line for line in lines)
         assert record_of(tmp_path / method)["idle"] is bool(said)
 
 
@@ -462,7 +462,7 @@ def test_notes_come_before_training(
     notes = (
         "all classes are equally",
         "no sample is visited twice",
-        "first plan comes after step 10",
+        "decision comes after step 10",
     )
     lines = capsys.readouterr().out.splitlines()[:4]
     for said, line in zip((*notes, "step 1 of 1"), lines, strict=True):

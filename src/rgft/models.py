@@ -134,7 +134,7 @@ def writes_as(model: str, task: str) -> Architecture:
         return "decoder"
     raise InputError(
         f"'{model}' writes no texts, as '{task}' asks for; give --model one that does, such as "
-        "google-t5/t5-small"
+        "google-t5/t5-small, or smollm2-135m from a package"
     )
 
 

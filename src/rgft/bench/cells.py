@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, NamedTuple
 
 from rgft.bench.choice import chosen_rate
-from rgft.bench.suite import NEEDS_BUDGET, SWEEPS, Arm, Budget, Place, Suite
+from rgft.bench.suite import NEEDS_BUDGET, SWEEPS, Arm, Budget, Place, Suite, in_suite
 from rgft.errors import InputError
 from rgft.methods import find_method
 from rgft.settings import method_config
@@ -78,7 +78,8 @@ def cell(suite: Suite, point: Point, rate: float | None, seed: int) -> Cell:
         )
         method_config(spec, find_method(spec.method))
     except InputError as error:
-        raise InputError(f"arm {arm.name} on {task.name}, budget {budget}: {error}") from error
+        where = f"arm {arm.name} on {task.name}, budget {budget}"
+        raise InputError(f"{where}: {in_suite(str(error))}") from error
     labels = {
         **{"suite": suite.name, "model": model.name, "task": task.name, "arm": arm.name},
         **{"budget": budget, "rate": rate, "seed": seed},

@@ -33,14 +33,13 @@ def check_places(cells: Iterable[Cell]) -> None:
     Raises:
         InputError: A model, a data folder or a column is not there, or they do not go together.
     """
-    alike: dict[tuple[Any, ...], dict[tuple[Any, ...], Cell]] = {}
+    of_data: dict[tuple[Any, ...], dict[tuple[Any, ...], Cell]] = {}
     for cell in cells:
-        alike.setdefault(_values(cell.spec, OF_DATA), {}).setdefault(
-            _values(cell.spec, OF_INPUTS), cell
-        )
-    for read in alike.values():
+        alike = of_data.setdefault(_values(cell.spec, OF_DATA), {})
+        alike.setdefault(_values(cell.spec, OF_INPUTS), cell)
+    for alike in of_data.values():
         task: TaskData | None = None
-        for cell in read.values():
+        for cell in alike.values():
             try:
                 with waiting("looking at the models and the data"):
                     task = _check(cell.spec, task)
@@ -58,7 +57,8 @@ def _check(spec: RunSpec, task: TaskData | None) -> TaskData | None:
         else:
             check_modality(spec.model, entry.modality, str(spec.task))
         return None
-    task = task or load_data(spec)
+    if task is None:
+        task = load_data(spec)
     load_inputs(spec, task)
     return task
 

@@ -34,7 +34,7 @@ class Result:
         arm: The arm.
         budget: Its budget.
         rate: The chosen rate; None for the method's own.
-        rates: The rates that have finished, in order.
+        rates: The rates that have been tried, in order, those that failed among them.
         runs: The finished records at that rate, by seed.
         failed: How many cells have failed, at whatever rate.
     """
@@ -56,8 +56,9 @@ class Result:
         """
         if self.rate is None:
             return f"own of {len(self.rates)}"
-        edges = {self.rates[-1]: ", the largest", self.rates[0]: ", the smallest"}
-        edge = edges.get(self.rate, "") if len(self.rates) > 1 else ""
+        numbers = [rate for rate in self.rates if rate is not None]
+        edges = {numbers[0]: ", the smallest", numbers[-1]: ", the largest"}
+        edge = edges.get(self.rate, "") if len(numbers) > 1 else ""
         return f"{self.rate:g} of {len(self.rates)}{edge}"
 
     @property
@@ -117,7 +118,7 @@ class Result:
 def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
     """Every arm at every budget on every problem, in the order in which they first occur."""
     finished: dict[tuple[Problem, str, float | str], list[Mapping[str, Any]]] = {}
-    failed: dict[tuple[str, str, str, float | str], int] = {}
+    failed: dict[tuple[str, str, str, float | str], list[float | None]] = {}
     for record in by_key(list(map(dict, records))).values():
         if record["status"] == "finished":
             problem = Problem(
@@ -126,15 +127,16 @@ def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
             finished.setdefault((problem, record["arm"], record["budget"]), []).append(record)
         else:
             place = record["task"], record["model"], record["arm"], record["budget"]
-            failed[place] = failed.get(place, 0) + 1
+            failed.setdefault(place, []).append(record["rate"])
     found = []
     for (problem, arm, budget), group in finished.items():
         rate = chosen_rate(group)
         assert rate != "none"
         runs = {record["seed"]: record for record in group if record["rate"] == rate}
-        lost = failed.get((problem.task, problem.model, arm, budget), 0)
-        rates = tuple(sorted({record["rate"] for record in group}, key=lambda rate: rate or 0.0))
-        found.append(Result(problem, arm, budget, rate, rates, runs, lost))
+        lost = failed.get((problem.task, problem.model, arm, budget), [])
+        tried = {record["rate"] for record in group} | set(lost)
+        rates = tuple(sorted(tried, key=lambda rate: rate or 0.0))
+        found.append(Result(problem, arm, budget, rate, rates, runs, len(lost)))
     return found
 
 

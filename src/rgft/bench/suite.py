@@ -25,6 +25,11 @@ OPTIONS = tuple(f.name for f in fields(RunSpec) if f.name not in AXES)
 TEXTS = tuple(
     f.name for f in fields(RunSpec) if f.name in OPTIONS and f.type in ("str", "str | None")
 )
+IN_SUITE = {
+    **{name: name for name in OPTIONS},
+    **{"set": "settings", "lr": "rates", "budget": "budgets", "seed": "seeds"},
+    **{"model": "models", "task": "tasks", "data": "data", "max_train_rows": "rows"},
+}
 SWEEPS = ("first-seed", "all-seeds")
 OWN = "own"  # the learning rate that a method brings
 NEEDS_BUDGET = ("group_by_length", "skip")
@@ -164,11 +169,11 @@ def _listed(value: Any) -> Any:
 def in_suite(message: str) -> str:
     """A message of `rgft train` with its options as a suite has them.
 
-    >>> in_suite("there is no column 'x'; name one with --label-column, or leave out --lr")
-    "there is no column 'x'; name one with label_column, or leave out --lr"
+    >>> in_suite("give --no-dropout, a lower --lr, or another --label-column")
+    'give dropout, a lower rates, or another label_column'
     """
-    for option in OPTIONS:
-        message = re.sub(rf"--{option.replace('_', '-')}\b(?!-)", option, message)
+    for option, key in IN_SUITE.items():
+        message = re.sub(rf"--(?:no-)?{option.replace('_', '-')}\b(?!-)", key, message)
     return message
 
 

@@ -6,11 +6,12 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rgft.atomic import atomic_path
+from rgft.atomic import atomic_path, folder_made_once
 from rgft.errors import InputError
+from rgft.storage import storage_problem
 
 HOME_VARIABLE = "RGFT_HOME"
 _MANIFEST = "manifest.json"
@@ -35,10 +36,29 @@ def store(path: Path, content: bytes) -> None:
         with atomic_path(path) as temporary:
             temporary.write_bytes(content)
     except OSError as problem:
-        raise InputError(
-            f"cannot write {path} ({problem.strerror}); make room or make its folder writable, "
-            f"or set {HOME_VARIABLE} to a folder that is"
-        ) from problem
+        raise _unwritable(path, problem.strerror) from problem
+
+
+def store_folder(name: str, write: Callable[[Path], object]) -> Path:
+    """A folder of the cache, which `write` has filled; if it is there already nothing is done.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    place = cache_home() / name
+    try:
+        return folder_made_once(place, write)
+    except Exception as error:
+        if reason := storage_problem(error):
+            raise _unwritable(place, reason) from error
+        raise
+
+
+def _unwritable(path: Path, reason: str | None) -> InputError:
+    return InputError(
+        f"cannot write {path} ({reason}); make room or make its folder writable, or set "
+        f"{HOME_VARIABLE} to a folder that is"
+    )
 
 
 def store_splits(
