@@ -29,15 +29,15 @@ from tiny import (
 STEPS = 20
 FREEZES = {
     *("rgft-threshold", "linear-probing", "suffix", "random", "gradual-unfreezing", "bitfit"),
-    *("lisa", "grass", "misa", "autofreeze", "greentrainer", "dropbp"),
+    *("lisa", "badam", "grass", "misa", "autofreeze", "greentrainer", "dropbp"),
 }
 # Plans under which backward stops above the embeddings in these runs; LoRA pairs in the first layer
 # need the gradient down to it, but not below.
 ADAPTED = {name for name, method in METHODS.items() if method.adapter}
 TRUNCATES = (FREEZES - {"rgft-threshold", "bitfit", "lisa", "grass", "dropbp"}) | ADAPTED
 # A head on random features, and biases of 0 that take the largest rate, learn slowly,
-# and so do a few modules.
-SLOW = {"linear-probing": 0.98, "auto-rgn": 0.99, "misa": 0.96}
+# and so do a few modules, or one layer at a time.
+SLOW = {"linear-probing": 0.98, "auto-rgn": 0.99, "misa": 0.96, "badam": 0.98}
 ENOUGH = {"misa": {"parameter_share": 0.2}}  # of a tiny model, for 20 steps to show
 OFTEN = {"autofreeze": {"every": 2}}  # it has to see a few changes first
 BYPASS = " with bypass"

@@ -51,6 +51,37 @@ def test_lisa_trains_all_but_layers_and_draws_these_alike() -> None:
     assert decide("lisa", of_kinds(*MODEL), active=9) == [1.0] * 8
 
 
+def cycle(number: int, seed: int = 0) -> tuple[int, ...]:
+    """Which layers train one after the other."""
+    where = of_kinds(*MODEL, seed=seed)
+    found = []
+    for place in range(5):
+        scale = decide("badam", replace(where, decision=5 * number + place))
+        (layer,) = (i for i, s in enumerate(scale[:-1]) if s)
+        assert scale[-1] == 1.0
+        found.append(layer)
+    return tuple(found)
+
+
+def test_badam_trains_each_layer_once_a_cycle_in_an_order_drawn_anew() -> None:
+    cycles = [cycle(number) for number in range(600)]
+    assert all(sorted(order) == [1, 2, 3, 4, 5] for order in cycles)
+    assert cycles == [cycle(number) for number in range(600)]
+    found = Counter((place, layer) for order in cycles for place, layer in enumerate(order))
+    assert len(found) == 25
+    assert all(abs(n - 120) < 5 * math.sqrt(600 * 0.2 * 0.8) for n in found.values())
+    assert len(set(cycles)) > 100  # of 120
+    others = [cycle(number, seed=1) for number in range(600)]
+    assert sum(a == b for a, b in zip(cycles[1:], others, strict=False)) < 30  # not one shifted
+
+
+def test_badam_leaves_out_layers_that_may_not_train() -> None:
+    where = replace(of_kinds(*MODEL), never=torch.arange(8) < 4)
+    turns = [decide("badam", replace(where, decision=n)) for n in range(4)]
+    for pair in (turns[:2], turns[2:]):
+        assert sorted(scale.index(1.0) for scale in pair) == [4, 5]
+
+
 def test_grass_draws_by_a_softmax_of_gradient_norms() -> None:
     error = [9.0, 1.0, 2.0, 4.0, 0.5, 3.0, 9.0, 9.0]
     temperature = 0.3
@@ -70,7 +101,7 @@ def test_grass_is_lisa_at_a_high_temperature() -> None:
     assert all(near(count, 0.1) for count in found.values())
 
 
-@pytest.mark.parametrize("policy", ["lisa", "grass"])
+@pytest.mark.parametrize("policy", ["lisa", "badam", "grass"])
 def test_layers_that_are_not_there_are_not_drawn(policy: str) -> None:
     with pytest.raises(InputError, match="this policy draws layers, and there are none"):
         decide(policy, of_kinds("parameter", "parameter", "head"))

@@ -366,6 +366,8 @@ class Guide:
         bypass = self._enforcement.bypass
         gates = None if bypass is None else bypass.gates
         self._enforcement.adopt(self._planning.decide(error, self.plan, self.step, gates))
+        if self._policy.restarts:
+            self._enforcement.restart(self.optimizer, self._planning.always)
 
     def _apply(self) -> None:
         """Put the plan in force for the next forward pass."""

@@ -35,6 +35,7 @@ class Planning:
         costs: Of steps, where they are counted.
 
     Attributes:
+        always: Components that are never frozen, bool `[K]`.
         never: Components that stay frozen, bool `[K]`.
         timetable: When decisions fall.
         processes: Those that train the model together, if there are several; the first decides.
@@ -61,9 +62,9 @@ class Planning:
         self.timetable = Timetable(
             config, uses_error=policy.uses_error, revives=signal.source != "samples"
         )
-        self._always = torch.tensor([c.kind in config.always_train for c in components])
+        self.always = torch.tensor([c.kind in config.always_train for c in components])
         deep = torch.tensor([c.depth < config.frozen_below for c in components])
-        self.never = deep & ~self._always
+        self.never = deep & ~self.always
         if bool(self.never.all()):
             raise InputError(
                 f"frozen_below is {config.frozen_below}; allowed: at most "
@@ -100,7 +101,7 @@ class Planning:
         scale = self._wanted(error, plan, step, gates)
         if self.processes is not None:
             scale = self.processes.of_first(scale)
-        scale[self._always & (scale == 0)] = 1.0
+        scale[self.always & (scale == 0)] = 1.0
         scale[self.never] = 0.0
         if self._config.min_stay and step:
             scale = hold(scale, self._raw, step - self._switched, self._config.min_stay)
@@ -135,12 +136,13 @@ class Planning:
         situation = Situation(
             error=error.cpu(),
             components=self._components,
-            always=self._always,
+            always=self.always,
             never=self.never,
             step=step,
             total_steps=self._config.total_steps,
             generator=self._generator,
             trained=torch.tensor(plan.trained),
+            decision=self.timetable.decision(step),
             previous_error=self._seen,
             costs=self.costs(gates),
             progress=None if self._spending is None else self._spending.stage_progress,

@@ -42,6 +42,10 @@ class Timetable:
         since = steps - self.config.warmup
         return steps > 0 and since >= 0 and since % self.config.every == 0
 
+    def decision(self, steps: int) -> int:
+        """How many decisions came before the one that falls after `steps` steps."""
+        return (steps - self.first) // self.config.every
+
     def probes(self, step: int) -> bool:
         """Whether step number `step` (from 1) also scores frozen components, if there are any."""
         every = self.config.probe_every

@@ -53,6 +53,13 @@ class Enforcement:
         self._trying = False
         self._set_scales(plan.lr_scale)
 
+    def restart(self, optimizer: torch.optim.Optimizer, always: Tensor) -> None:
+        """Have the optimizer forget its state of all parameters but those that always train."""
+        kept = always.tolist()
+        for parameter in self._parameters:
+            if not any(self._scales_of(parameter, kept)):
+                optimizer.state.pop(parameter, None)
+
     def _set_scales(self, lr_scale: Sequence[float]) -> None:
         self._scale = {p: max(self._scales_of(p, lr_scale)) for p in self._parameters}
         self._slices.adopt(lr_scale)

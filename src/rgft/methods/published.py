@@ -20,6 +20,10 @@ PUBLISHED: dict[str, Method] = {
         "two random layers at a time, embeddings and head always (Pan et al. 2024)",
         Config(policy="lisa", every=20),
     ),
+    "badam": Method(
+        "one layer at a time, in an order redrawn each cycle, Adam anew (Luo et al. 2024)",
+        Config(policy="badam", every=50),
+    ),
     "grass": Method(
         "two layers at a time, drawn by their mean gradient norm (Tian et al. 2026)",
         Config(signal="rms", policy="grass", every=20, warmup=20),

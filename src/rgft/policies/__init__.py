@@ -25,7 +25,7 @@ from rgft.policies.controls import (
     uniform,
 )
 from rgft.policies.prefix import autofreeze
-from rgft.policies.sampled import drop_backward, grass, lisa, misa
+from rgft.policies.sampled import badam, drop_backward, grass, lisa, misa
 from rgft.policies.scaling import normalized_max, normalized_sum, proportional, rank_based
 from rgft.policies.selection import bought, top_share
 from rgft.policies.situation import Policy, Situation
@@ -47,6 +47,7 @@ class NamedPolicy:
         changes: See `Policy`.
         freezes: Whether it freezes, given a floor of 0.
         uses_costs: See `Policy`.
+        restarts: See `Policy`.
     """
 
     rule: Callable[..., Tensor]
@@ -55,6 +56,7 @@ class NamedPolicy:
     changes: bool = True
     freezes: bool = False
     uses_costs: bool = False
+    restarts: bool = False
 
 
 POLICIES: dict[str, NamedPolicy] = {
@@ -69,6 +71,7 @@ POLICIES: dict[str, NamedPolicy] = {
     "uniform": NamedPolicy(uniform, uses_error=False, changes=False),
     "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False, freezes=True),
     "lisa": NamedPolicy(lisa, ("active",), uses_error=False, freezes=True),
+    "badam": NamedPolicy(badam, uses_error=False, freezes=True, restarts=True),
     "grass": NamedPolicy(grass, ("active", "temperature"), freezes=True),
     "misa": NamedPolicy(misa, ("parameter_share", "temperature"), freezes=True),
     "autofreeze": NamedPolicy(autofreeze, freezes=True),
@@ -113,4 +116,4 @@ def find_policy(config: Config) -> Policy:
         )
     given = {name: getattr(config, name) for name in named.settings}
     rule = partial(named.rule, **given)
-    return Policy(rule, named.uses_error, named.changes, freezes, named.uses_costs)
+    return Policy(rule, named.uses_error, named.changes, freezes, named.uses_costs, named.restarts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,24 @@ def lisa(situation: Situation, active: int) -> Tensor:
     layers = _layers(situation)
     order = torch.randperm(len(layers), generator=situation.generator)
     return _with(situation, layers, layers[order[:active]])
+
+
+def badam(situation: Situation) -> Tensor:
+    """BAdam: one layer after the other, in an order drawn anew for each cycle (Luo et al. 2024).
+
+    What is beside the layers stays frozen, but for what always trains.
+
+    Args:
+        situation: Where it is decided. The order of a cycle depends on its number and on the
+            generator's seed alone, so that its decisions agree on it.
+    """
+    layers = _layers(situation)
+    scale = situation.always.double()
+    if len(layers):
+        cycle, place = divmod(situation.decision, len(layers))
+        random = np.random.default_rng([situation.generator.initial_seed(), cycle])
+        scale[layers[int(random.permutation(len(layers))[place])]] = 1.0
+    return scale
 
 
 def grass(situation: Situation, active: int, temperature: float) -> Tensor:

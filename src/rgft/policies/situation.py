@@ -25,6 +25,7 @@ class Situation:
         total_steps: Optimizer steps of the whole run, where known.
         generator: Source of randomness; part of the checkpoint.
         trained: Components that the plan in force trains, bool `[K]`.
+        decision: How many decisions came before this one.
         previous_error: The map as it stood at the decision before this one, `[K]`; None at the
             first.
         costs: Costs of a step by component, relative to a full one, where spending is counted.
@@ -40,6 +41,7 @@ class Situation:
     total_steps: int | None
     generator: torch.Generator
     trained: Tensor
+    decision: int = 0
     previous_error: Tensor | None = None
     costs: ComponentCosts | None = None
     progress: float | None = None
@@ -60,6 +62,8 @@ class Policy:
         changes: Whether it can decide differently later; if not, it is asked once.
         freezes: Whether it is known to freeze, so that settings which forbid it are refused early.
         uses_costs: Whether it looks at what steps cost.
+        restarts: Whether the optimizer forgets its state at each decision, but for that of
+            components that always train.
     """
 
     lr_scale: Callable[[Situation], Tensor]
@@ -67,3 +71,4 @@ class Policy:
     changes: bool = True
     freezes: bool = False
     uses_costs: bool = False
+    restarts: bool = False
