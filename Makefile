@@ -24,10 +24,11 @@ train: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n auto
 
-# kept apart: importing torchao prints remarks of its own, and the two take 150 MB
+# kept apart: importing torchao prints remarks of its own, and the two take 150 MB; galore-torch
+# imports bitsandbytes, and badam is the other package that weights are compared with
 test-8bit: $(STAMP)
-	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt --no-deps --upgrade --target $(VENV)/eight-bit bitsandbytes torchao
-	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/eight-bit $(VENV)/bin/python -m pytest tests/test_optimizers.py tests/test_quantised.py -k "8bit or override or quantised"
+	$(VENV)/bin/python -m pip install --progress-bar off --constraint constraints.txt --no-deps --upgrade --target $(VENV)/eight-bit bitsandbytes torchao badam galore-torch
+	OMP_NUM_THREADS=1 PYTHONPATH=$(VENV)/eight-bit $(VENV)/bin/python -m pytest tests/test_optimizers.py tests/test_quantised.py tests/test_badam.py tests/test_galore.py -k "8bit or override or quantised or package"
 
 # kept apart: where torchvision is there, transformers takes it for images; its wheel is for CUDA
 test-vision: $(STAMP)

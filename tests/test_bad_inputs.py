@@ -95,6 +95,15 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "rank without pairs": (["--set", "lora_rank=4"], "lora_rank"),
     "rank is 0": (["--method", "lora", "--set", "lora_rank=0"], "lora_rank is 0"),
     "rank is a truth": (["--method", "lora", "--set", "lora_rank=true"], "lora_rank is True"),
+    "projection of no method": (
+        ["--set", "galore_rank=4"],
+        "galore_rank has no effect on the method",
+    ),
+    "rank of a projection": (["--method", "galore", "--set", "galore_rank=0"], "galore_rank is 0"),
+    "scale of a projection": (
+        ["--method", "galore", "--set", "galore_scale=big"],
+        "galore_scale is 'big'; allowed: a number > 0",
+    ),
     "no lag and freezing": (["--method", "suffix", "--set", "lag=false"], "lag=False"),
     "no lag and selection": (["--method", "rgft-threshold", "--set", "lag=false"], "lag=False"),
     "epochs is 0": (["--epochs", "0"], "epochs is 0"),

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from flops import counted_flops
 from rgft import METHODS, Config, CostModel, FlopMeter, Guide, InputError, Method, Plan
+from rgft.galore import GaLoreAdamW, projected_weights
 from rgft.methods import find_method
 from tiny import (
     bert,
@@ -66,7 +67,7 @@ def started(method: str, **changes: Any) -> tuple[*Started, FlopMeter]:
     adapter = method_of(method).adapter
     model = bert() if adapter is None else bert_with(adapter)
     chosen = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(chosen, method_of(method).lr * 10, weight_decay=0.1)
+    optimizer = optimizer_of(method, model, chosen)
     meter = FlopMeter(model)
     return (
         model,
@@ -74,6 +75,17 @@ def started(method: str, **changes: Any) -> tuple[*Started, FlopMeter]:
         Guide(model, optimizer, config_of(method, **changes), meter=meter),
         meter,
     )
+
+
+def optimizer_of(
+    method: str, model: nn.Module, chosen: list[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """AdamW, or what the method has in its place, renewing its subspaces in runs of 20 steps."""
+    lr, projection = method_of(method).lr * 10, method_of(method).projection
+    if projection is None:
+        return torch.optim.AdamW(chosen, lr, weight_decay=0.1)
+    small = replace(projection, rank=4, every=4)
+    return GaLoreAdamW(chosen, projected_weights(model), small, lr=lr, weight_decay=0.1)
 
 
 def start(method: str, **changes: Any) -> Started:

@@ -24,6 +24,7 @@ from rgft.config import Config
 from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
 from rgft.execution.stored_samples import Storage
+from rgft.galore import Projection, projected_weights
 from rgft.guide import Guide
 from rgft.inputs import Inputs, load_inputs
 from rgft.launch import Launch
@@ -58,6 +59,7 @@ class Prepared:
     inputs: Inputs
     model: nn.Module
     adapter: Adapter | None
+    projection: Projection | None
     config: Config
     lr: float
     meter: FlopMeter
@@ -118,7 +120,7 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
         InputError: It does not, or something cannot be loaded.
     """
     method = find_method(spec.method)
-    config, adapter, value = method_config(spec, method)
+    config, adapter, value, projection = method_config(spec, method)
     check_skipping(spec, method)
     _check_alone(spec, method, adapter, launch)
     task, inputs, model, reference, layers = _load(spec, config, adapter, value)
@@ -130,6 +132,8 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
     started = time.perf_counter()
     spending = priced(spec, task, meter=meter, costs=reference, rows=rows, inputs=inputs)
     _check_guidance(model, config, spending, meter)
+    if projection is not None:
+        projected_weights(model)
     surveyed, config, recipe = begin(
         spec, task, method, config=config, spending=spending, rows=rows, inputs=inputs
     )
@@ -154,6 +158,7 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
         inputs=inputs,
         model=model,
         adapter=adapter,
+        projection=projection,
         config=config,
         lr=own_rate(recipe, method, model) if spec.lr is None else spec.lr,
         meter=meter,

@@ -5,22 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from rgft.adapters import ADAPTERS, Adapter
 from rgft.config import Config
 from rgft.errors import InputError, unknown
+from rgft.galore import PROJECTION_RULES, Projection
 from rgft.methods import Method
 from rgft.spec import RunSpec
 
 FROM_ELSEWHERE = ("granularity", "total_steps", "seed")  # options of their own, or filled in
 OPTIONAL = ("rate_end",)  # numbers that may be left out
+PROJECTED = {f"galore_{field}": field for field in PROJECTION_RULES}
 ADDED = tuple(dict.fromkeys(a.setting for a in ADAPTERS.values() if a.setting))
 DEFAULTS = {f.name: f.default for f in fields(Config) if f.name not in FROM_ELSEWHERE}
 
 
-def method_config(spec: RunSpec, method: Method) -> tuple[Config, Adapter | None, int | None]:
-    """The method's settings with the user's; what it adds to the model, if it does, and how much.
+class Chosen(NamedTuple):
+    """A method's settings with the user's."""
+
+    config: Config
+    adapter: Adapter | None  # what is added to the model
+    size: int | None  # of that
+    projection: Projection | None
+
+
+def method_config(spec: RunSpec, method: Method) -> Chosen:
+    """The method's settings with the user's.
 
     Raises:
         InputError: A setting is unknown, of the wrong type, out of range, or has no effect.
@@ -37,10 +48,29 @@ def method_config(spec: RunSpec, method: Method) -> tuple[Config, Adapter | None
         if type(given) is not int or given < 1:
             raise InputError(f"{name} is {given!r}; allowed: a whole number >= 1")
         value = given
+    projection = _projection(settings, method.projection, spec.method)
     changed = typed(settings)
     if spec.granularity is not None:
         changed["granularity"] = spec.granularity
-    return replace(method.config, seed=spec.seed, **changed), adapter, value
+    config = replace(method.config, seed=spec.seed, **changed)
+    return Chosen(config, adapter, value, projection)
+
+
+def _projection(
+    settings: dict[str, Any], projection: Projection | None, method: str
+) -> Projection | None:
+    """The method's with what `settings` say of it, which is taken out of them."""
+    for name, field in PROJECTED.items():
+        if name not in settings:
+            continue
+        value = settings.pop(name)
+        if projection is None:
+            raise InputError(f"{name} has no effect on the method '{method}'; drop it")
+        holds, allowed = PROJECTION_RULES[field]
+        if not holds(value):
+            raise InputError(f"{name} is {value!r}; allowed: {allowed}")
+        projection = replace(projection, **{field: value})
+    return projection
 
 
 def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +84,7 @@ def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in settings:
         if name not in DEFAULTS:
-            raise unknown("setting", name, [*DEFAULTS, *ADDED])
+            raise unknown("setting", name, [*DEFAULTS, *ADDED, *PROJECTED])
     return {name: _typed(name, value) for name, value in settings.items()}
 
 

@@ -48,7 +48,7 @@ from rgft.spec import RunSpec, arguments, command
 from rgft.storage import storage_problem
 from rgft.text_to_text import TextToTextInputs
 from rgft.text_trainer import TextTrainer
-from rgft.training_arguments import evaluations_within_budget, training_arguments
+from rgft.training_arguments import evaluations_within_budget, optimizer, training_arguments
 
 __all__ = ["RunSpec", "command", "run"]
 
@@ -207,12 +207,14 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
     shown = [progress] if launch.first else []
     allocation = _allocation(prepared)
     set_seed(spec.seed)
+    settings = training_arguments(spec, prepared, output_dir)
     trainer = _trainer(spec, prepared, recorder, processes)(
         identified=prepared.prefix_cache is not None,
         processes=processes,
         allocation=allocation,
         model=prepared.model,
-        args=training_arguments(spec, prepared, output_dir),
+        args=settings,
+        optimizer_cls_and_kwargs=optimizer(prepared, settings),
         train_dataset=numbered(prepared.examples["train"]),
         eval_dataset=prepared.examples["validation"],
         data_collator=prepared.inputs.collate,

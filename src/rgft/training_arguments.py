@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
 
 from rgft.checkpoints import FOLDER
+from rgft.galore import GaLoreAdamW, projected_weights
 from rgft.preparation import Prepared
 from rgft.run_samples import MOST_VISITS
 from rgft.spec import RunSpec
@@ -58,6 +60,21 @@ def training_arguments(spec: RunSpec, prepared: Prepared, output_dir: Path) -> T
         disable_tqdm=True,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def optimizer(
+    prepared: Prepared, arguments: TrainingArguments
+) -> tuple[type[GaLoreAdamW], dict[str, Any]] | None:
+    """What the Trainer makes its optimizer from; None for its own AdamW."""
+    if prepared.projection is None:
+        return None
+    return GaLoreAdamW, {
+        "projected": projected_weights(prepared.model),
+        "projection": prepared.projection,
+        "lr": arguments.learning_rate,
+        "betas": (arguments.adam_beta1, arguments.adam_beta2),
+        "eps": arguments.adam_epsilon,
+    }
 
 
 def evaluations_per_epoch(spec: RunSpec, prepared: Prepared) -> float:

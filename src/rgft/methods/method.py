@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rgft.config import Config
+from rgft.galore import Projection
 
 ADAM_BETA2 = 0.999
 
@@ -68,6 +69,7 @@ class Method:
         skip: Share of the well predicted samples that an epoch leaves out; needs a budget.
         percentile_power: Exponent of the percentile of its loss, by which a sample is chosen for a
             backward pass; None for all.
+        projection: What Adam sees the gradients of linear layers in; None for as they are.
         surveyed: Where a run with a budget first surveys the model: its recipes after that.
     """
 
@@ -77,4 +79,5 @@ class Method:
     adapter: str | None = None
     skip: float = 0.0
     percentile_power: float | None = None
+    projection: Projection | None = None
     surveyed: Surveyed | None = None

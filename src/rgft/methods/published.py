@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rgft.config import Config
+from rgft.galore import Projection
 from rgft.methods.method import Method
 
 PUBLISHED: dict[str, Method] = {
@@ -73,5 +74,10 @@ PUBLISHED: dict[str, Method] = {
         "only biases and the new head train (Ben Zaken et al. 2022)",
         Config(granularity="parameter", policy="biases"),
         lr=1e-3,
+    ),
+    "galore": Method(
+        "Adam sees gradients of linear layers in a subspace of rank 8 (Zhao et al. 2024)",
+        Config(policy="uniform"),
+        projection=Projection(),
     ),
 }
