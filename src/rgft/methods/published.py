@@ -24,6 +24,7 @@ PUBLISHED: dict[str, Method] = {
     "badam": Method(
         "one layer at a time, in an order redrawn each cycle, Adam anew (Luo et al. 2024)",
         Config(policy="badam", every=50),
+        lr=5e-4,
     ),
     "grass": Method(
         "two layers at a time, drawn by their mean gradient norm (Tian et al. 2026)",
@@ -78,6 +79,7 @@ PUBLISHED: dict[str, Method] = {
     "galore": Method(
         "Adam sees gradients of linear layers in a subspace of rank 8 (Zhao et al. 2024)",
         Config(policy="uniform"),
+        lr=5e-4,
         projection=Projection(),
     ),
 }
