@@ -32,6 +32,7 @@ TABLES = {
     "other-domains": domains.other_domains,
     "leaderboard": tables.leaderboard,
     "against-full": tables.against_full,
+    "against-others": tables.ours_against,
     "levers": tables.lever_table,
     "targets": tables.targets,
     "runs": tables.runs,

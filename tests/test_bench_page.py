@@ -17,7 +17,7 @@ from rgft.bench.domains import calibration, other_domains
 from rgft.bench.journal import read_records
 from rgft.bench.page import load, markdown, render
 from rgft.bench.results import costs_to_target, results
-from rgft.bench.tables import against_full, leaderboard, lever_table, runs
+from rgft.bench.tables import against_full, leaderboard, lever_table, ours_against, runs
 from rgft.errors import InputError
 from rgft.extensions import extend
 
@@ -71,7 +71,12 @@ def test_runs_in_which_the_method_did_nothing_are_marked() -> None:
         "some": "50.0 ± 0.0 (1 idle)",
     }
     assert [row[1] for row in lever_table(found).rows] == ["top (idle)", "some (idle)"]
-    tables = (leaderboard(found), against_full(found), lever_table(found), runs(found))
+    tables = (
+        leaderboard(found),
+        against_full(found),
+        lever_table(found),
+        runs(found),
+    )
     assert all("before the method's first decision" in table.caption for table in tables)
     assert "idle" not in markdown([record("full", 0, 0.5)])
 
@@ -93,6 +98,10 @@ def test_differences_are_paired_by_seed() -> None:
     (row,) = against_full(results(records)).rows
     assert row[:4] == ["0.5", "x", "full", "+10.0"]
     assert row[4] == "[+10.0, +10.0]" and row[-1] == "better" and row[5] == "0.25"
+    assert ours_against(results(records)).rows == []
+    records += [record("rgft", seed, score + 0.2) for seed, score in enumerate(theirs)]
+    rows = ours_against(results(records)).rows
+    assert [row[1:4] for row in rows] == [["rgft", "full", "+20.0"], ["rgft", "x", "+10.0"]]
 
 
 def test_target_is_99_percent_of_the_best_of_full() -> None:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from rgft.bench.results import REFERENCE, Problem, Result
 from rgft.bench.statistics import holm, interval, paired_p
 
+OURS = "rgft"
+
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
@@ -74,6 +76,12 @@ def against_reference(found: Sequence[Result]) -> list[tuple[str, str]]:
     """Every arm with full fine-tuning at the same budget."""
     arms = dict.fromkeys(result.arm for result in found)
     return [(arm, REFERENCE) for arm in arms if arm != REFERENCE and REFERENCE in arms]
+
+
+def ours_against_others(found: Sequence[Result]) -> list[tuple[str, str]]:
+    """The arm `rgft` with every other at the same budget."""
+    arms = dict.fromkeys(result.arm for result in found)
+    return [(OURS, arm) for arm in arms if arm != OURS and OURS in arms]
 
 
 def levers(found: Sequence[Result]) -> list[tuple[str, str]]:

@@ -7,7 +7,14 @@ import statistics
 from collections.abc import Sequence
 
 from rgft.bench.areas import areas
-from rgft.bench.comparisons import Comparison, against_reference, compare, levers
+from rgft.bench.comparisons import (
+    OURS,
+    Comparison,
+    against_reference,
+    compare,
+    levers,
+    ours_against_others,
+)
 from rgft.bench.domains import calibration, other_domains
 from rgft.bench.results import Result, clock, costs_to_target, judged_on, shown
 from rgft.bench.table import (
@@ -25,7 +32,8 @@ from rgft.report import amounts
 def all_tables(found: Sequence[Result]) -> list[Table]:
     """Every table that has rows."""
     told = [
-        *(leaderboard(found), against_full(found), lever_table(found), areas(found)),
+        *(leaderboard(found), against_full(found), ours_against(found)),
+        *(lever_table(found), areas(found)),
         *(targets(found), other_domains(found), calibration(found), runs(found)),
     ]
     return [table for table in told if table.rows]
@@ -60,6 +68,15 @@ def against_full(found: Sequence[Result]) -> Table:
     return _compared(
         "Against full fine-tuning at the same budget",
         compare(found, against_reference(found), judged_on(found)),
+        found,
+    )
+
+
+def ours_against(found: Sequence[Result]) -> Table:
+    """The arm `rgft` against every other at the same budget; empty without one of that name."""
+    return _compared(
+        f"{OURS} against the others at the same budget",
+        compare(found, ours_against_others(found), judged_on(found)),
         found,
     )
 
