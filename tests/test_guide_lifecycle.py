@@ -51,7 +51,7 @@ def test_a_state_is_not_taken_over_by_other_settings(changed: dict[str, object])
     guide = Guide(model, optimizer)
     list(fit(model, optimizer, mlp_batches(3), squared_error))
     state = guide.state_dict()
-    with pytest.warns(RuntimeWarning, match="does nothing"):
+    with pytest.warns(RuntimeWarning, match="no plan is decided"):
         guide.close()
     other = Guide(model, optimizer, Config(**changed))  # type: ignore[arg-type]
     with pytest.raises(InputError, match="with the settings it was saved with"):
@@ -121,7 +121,7 @@ def test_a_run_in_which_the_method_does_nothing_says_so(name: str, planned: bool
         assert scales.shape == (steps, 3)
         assert bool((scales == 1).all()) == (steps == idle)
         assert [early, len(notes)] == [expected * planned, expected]
-        assert all(f"and the run has {steps}," in str(note.message) for note in notes)
+        assert all(f"and the run has {steps};" in str(note.message) for note in notes)
 
 
 def test_a_policy_that_needs_no_map_is_never_idle() -> None:
