@@ -100,6 +100,10 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
         "galore_rank has no effect on the method",
     ),
     "rank of a projection": (["--method", "galore", "--set", "galore_rank=0"], "galore_rank is 0"),
+    "projection to nothing less": (
+        ["--method", "galore", "--set", "galore_rank=1000"],
+        "galore_rank is 1000; allowed: below 32",
+    ),
     "scale of a projection": (
         ["--method", "galore", "--set", "galore_scale=big"],
         "galore_scale is 'big'; allowed: a number > 0",

@@ -62,6 +62,20 @@ def projected_weights(model: nn.Module) -> list[nn.Parameter]:
     return list(found.values())
 
 
+def check_rank(weights: Collection[nn.Parameter], rank: int) -> None:
+    """Refuse a rank that projects nothing.
+
+    Raises:
+        InputError: No matrix has a shorter side above it.
+    """
+    most = max(min(weight.shape) for weight in weights)
+    if rank >= most:
+        raise InputError(
+            f"galore_rank is {rank}; allowed: below {most}, the longest of the shorter sides of "
+            "this model's matrices"
+        )
+
+
 class GaLoreAdamW(torch.optim.Optimizer):
     """AdamW that sees some weights' gradients in a subspace.
 

@@ -24,7 +24,7 @@ from rgft.config import Config
 from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
 from rgft.execution.stored_samples import Storage
-from rgft.galore import Projection, projected_weights
+from rgft.galore import Projection, check_rank, projected_weights
 from rgft.guide import Guide
 from rgft.inputs import Inputs, load_inputs
 from rgft.launch import Launch
@@ -133,7 +133,7 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
     spending = priced(spec, task, meter=meter, costs=reference, rows=rows, inputs=inputs)
     _check_guidance(model, config, spending, meter)
     if projection is not None:
-        projected_weights(model)
+        check_rank(projected_weights(model), projection.rank)
     surveyed, config, recipe = begin(
         spec, task, method, config=config, spending=spending, rows=rows, inputs=inputs
     )
