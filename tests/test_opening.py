@@ -9,7 +9,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flops import ON_CPU, counted_flops
 from rgft import Config, FlopMeter
-from rgft.opening import PASSES, frozen_share, opened_below, passes_bought, visit_costs
+from rgft.opening import (
+    PASSES,
+    VISITS,
+    frozen_share,
+    opened_below,
+    passes_bought,
+    passes_wanted,
+    visit_costs,
+)
 from rgft.survey import Survey
 from tiny import bert, tokens
 
@@ -51,7 +59,9 @@ def test_a_larger_budget_reaches_deeper_and_never_above_what_is_known() -> None:
     meter = FlopMeter(bert(LAYERS))
     full = visit_costs(meter, Config(), BATCH, 1)[0]
     limits = [share * full for share in (0.1, 0.5, 0.9, 1.2, 1.49, 1.51, 9.0)]
-    depths = [opened_below(KNOWN, meter, Config(), BATCH, limit=limit) for limit in limits]
+    depths = [
+        opened_below(KNOWN, meter, Config(), BATCH, limit=limit, passes=PASSES) for limit in limits
+    ]
     assert depths == sorted(depths, reverse=True)
     assert depths[0] == 4 == KNOWN.frozen_below()
     assert len(set(depths)) > 2
@@ -59,6 +69,17 @@ def test_a_larger_budget_reaches_deeper_and_never_above_what_is_known() -> None:
         bought = {d: visit_costs(meter, Config(), BATCH, d) for d in range(1, 4)}
         enough = [d for d, costs in bought.items() if passes_bought(limit, *costs) >= PASSES]
         assert depth == min([*enough, 4])
+
+
+def test_few_samples_are_visited_often_before_depth_is_paid_for() -> None:
+    meter = FlopMeter(bert(LAYERS))
+    limit = 1.6 * visit_costs(meter, Config(), BATCH, 1)[0]
+    depths = [
+        opened_below(KNOWN, meter, Config(), BATCH, limit=limit, passes=passes_wanted(rows))
+        for rows in (100_000, VISITS, 1_000, 10)
+    ]
+    assert depths[0] == depths[1] == 1  # a pass and a half is 2,000 visits or more
+    assert 1 < depths[2] < depths[3] == KNOWN.frozen_below()
 
 
 def test_share_of_the_layers_that_stay_frozen() -> None:

@@ -20,7 +20,7 @@ from rgft.costs import Action, CostModel, FlopMeter, component_costs
 from rgft.errors import InputError
 from rgft.inputs import Inputs
 from rgft.methods import Recipe, Surveyed
-from rgft.opening import frozen_share, opened_below
+from rgft.opening import frozen_share, opened_below, passes_wanted
 from rgft.spending import Spending
 from rgft.stages import Yardstick
 from rgft.structure.cutting import can_cut, keep_layers
@@ -148,7 +148,8 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
     if spending.budget.share is not None:  # what a time buys is not known
         batch = typical_batch(examples, inputs, recipes.shallow.batch_size, device)
         limit = (spending.flops_limit - meter.spent) / len(examples)
-        depth = opened_below(surveyed, meter, config, batch, limit=limit)
+        passes = passes_wanted(len(examples))
+        depth = opened_below(surveyed, meter, config, batch, limit=limit, passes=passes)
     return Start(surveyed, depth, recipes.known(frozen_share(model, depth)))
 
 

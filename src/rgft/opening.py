@@ -10,7 +10,8 @@ not run again, a budget of C buys
     1 + (C - N f_d) / (N a_d) & \text{else} \end{cases}
 
 passes over N samples. The smallest d with :math:`n_d` at least `PASSES` is chosen, and at most the
-depth that the survey names.
+depth that the survey names. With few samples so many passes are too few steps to train deep layers
+in: there have to be `VISITS` visits, too.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from rgft.structure.architecture import outline
 from rgft.survey import Survey
 
 PASSES = 1.5  # what is left of a budget after so many passes over the data goes into depth
+VISITS = 2000  # and after so many visits of samples
 
 
 def opened_below(  # noqa: PLR0913 - all but one are what the rule is about
@@ -35,7 +37,7 @@ def opened_below(  # noqa: PLR0913 - all but one are what the rule is about
     batch: Mapping[str, Tensor],
     *,
     limit: float,
-    passes: float = PASSES,
+    passes: float,
 ) -> int:
     """Depth of the first component that should train.
 
@@ -45,7 +47,8 @@ def opened_below(  # noqa: PLR0913 - all but one are what the rule is about
         config: Settings of the guide.
         batch: A typical one.
         limit: FLOPs that may be spent for each sample of the training data.
-        passes: How often each sample should be visited before compute is spent on depth.
+        passes: How often each sample should be visited before compute is spent on depth; see
+            `passes_wanted`.
     """
     deepest, known = min(surveyed.depths), surveyed.frozen_below()
     for depth in range(deepest, known):
@@ -53,6 +56,15 @@ def opened_below(  # noqa: PLR0913 - all but one are what the rule is about
         if passes_bought(limit, first, again) >= passes:
             return depth
     return known
+
+
+def passes_wanted(rows: int) -> float:
+    """How often each of so many samples should be visited before compute is spent on depth.
+
+    >>> passes_wanted(500), passes_wanted(10_000)
+    (4.0, 1.5)
+    """
+    return max(PASSES, VISITS / rows)
 
 
 def passes_bought(limit: float, first: float, again: float) -> float:
