@@ -87,7 +87,7 @@ def batches(count: int = 6) -> list[dict[str, Tensor]]:
     return made
 
 
-@pytest.mark.parametrize(("at", "first"), [(0, 2), (1, 3), (2, 4), (3, 4), (None, 1)])
+@pytest.mark.parametrize(("at", "first"), [(0, 1), (1, 2), (2, 3), (3, 3), (None, 1)])
 def test_what_is_known_below_stays_frozen(at: int | None, first: int) -> None:
     torch.manual_seed(0)
     model = Knowing(at).train()
@@ -136,6 +136,14 @@ def test_refusals() -> None:
         survey(nn.Linear(2, 2), [])
 
 
-def test_ties_take_the_lowest() -> None:
-    assert Survey((1, 2, 3), (0.5, 0.5, 0.5), 10).frozen_below() == 2
+def test_two_layers_train_of_those_that_are_of_use() -> None:
+    """What one layer knows, the next one alone has too little to learn with."""
+    for explained in ((0.5, 0.1, 0.1), (0.5, 0.5, 0.5), (0.3, 0.4, 0.5), (0.1, 0.5, 0.1)):
+        found = Survey((1, 2, 3), explained, 10)
+        assert found.layers() - found.frozen_below() + 1 >= 2
+    assert Survey((1, 2, 3, 4), (0.5, 0.52, 0.51, 0.5), 10).frozen_below() == 2
     assert Survey((1,), (0.5,), 10).frozen_below() == 1
+
+
+def test_ties_take_the_lowest() -> None:
+    assert Survey((1, 2, 3, 4), (0.45, 0.47, 0.47, 0.5), 10).frozen_below() == 2

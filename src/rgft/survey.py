@@ -54,9 +54,12 @@ class Survey:
         """Depth of the first component that should train.
 
         The first layer whose output explains `enough` of what the best does ends the part that
-        stays frozen. If even the best explains less than `something`, only the embeddings do.
+        stays frozen, but for the last two of the layers that are of use: one alone has too little
+        to learn with. If even the best explains less than `something`, only the embeddings stay.
 
-        >>> Survey((1, 2, 3), (0.2, 0.5, 0.52), 1000).frozen_below()
+        >>> Survey((1, 2, 3, 4), (0.2, 0.5, 0.52, 0.53), 1000).frozen_below()
+        3
+        >>> Survey((1, 2, 3, 4), (0.2, 0.3, 0.4, 0.53), 1000).frozen_below()
         3
         >>> Survey((1, 2, 3), (0.01, 0.03, 0.02), 1000).frozen_below()
         1
@@ -65,7 +68,8 @@ class Survey:
             return min(self.depths)
         best = max(self.explained)
         known = [d for d, r in zip(self.depths, self.explained, strict=True) if r >= enough * best]
-        return min(min(known) + 1, max(self.depths))
+        last_but_one = max(0, self.layers(something) - 2)
+        return min(min(known) + 1, self.depths[last_but_one])
 
     def layers(self, something: float = SOMETHING, noise: float = NOISE) -> int:
         """How many layers are of use: up to the one after that whose output explains most.
