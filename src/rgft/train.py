@@ -23,7 +23,7 @@ from rgft.extensions import extend
 from rgft.integrations.transformers import RGFTCallback
 from rgft.launch import Launch, join
 from rgft.methods import find_method
-from rgft.models import PACKAGED
+from rgft.models import PACKAGED, locate
 from rgft.outcome import outcome
 from rgft.preparation import Prepared, prepare
 from rgft.processes import Processes
@@ -125,6 +125,7 @@ def _prepared(
     until_end: ExitStack,
 ) -> Prepared:
     """Model and data, in every process."""
+    launch.alone(lambda: locate(spec.model))  # a missing package is told before data is fetched
     if launch.size > 1:
         launch.alone(lambda: load_data(spec))  # what has to be fetched is, once
 

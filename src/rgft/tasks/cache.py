@@ -39,13 +39,22 @@ def store(path: Path, content: bytes) -> None:
         raise _unwritable(path, problem.strerror) from problem
 
 
-def store_folder(name: str, write: Callable[[Path], object]) -> Path:
+def store_folder(
+    name: str, write: Callable[[Path], object], check: Callable[[], object] = lambda: None
+) -> Path:
     """A folder of the cache, which `write` has filled; if it is there already nothing is done.
+
+    Args:
+        name: Where it is in the cache.
+        write: Fills the folder that it gets.
+        check: Raises what keeps `write` from its work, before anything is made.
 
     Raises:
         InputError: It cannot be written.
     """
     place = cache_home() / name
+    if not place.is_dir():
+        check()
     try:
         return folder_made_once(place, write)
     except Exception as error:
