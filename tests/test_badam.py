@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from rgft import Config, Guide
+from rgft import Config, FlopMeter, Guide, Spending
+from rgft.spending import Budget
 from tiny import Batch, bert, bert_loss, fit, optimizer_state, same_state, tokens, values
 
 EVERY, CYCLES, LAYERS = 3, 3, 3
@@ -79,3 +80,38 @@ def test_weights_are_those_of_the_package() -> None:
         optimizer.current_block_idx = order[min(step + 1, STEPS - 1)]
         list(fit(model, optimizer, [batch], bert_loss))
     assert same_state(values(model), values(trained))
+
+
+@pytest.mark.parametrize("planned", [False, True])
+def test_a_run_shorter_than_a_cycle_says_how_many_layers_it_misses(planned: bool) -> None:
+    said = "1 of 3 layers get no turn to train in this run: a cycle takes 9 steps (3 for each), and"
+    for steps in (6, 7):
+        model = bert(LAYERS)
+        optimizer = torch.optim.AdamW(model.parameters(), **SETTINGS)
+        total = {"total_steps": steps} if planned else {}
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            guide = Guide(model, optimizer, Config(policy="badam", every=EVERY, **total))
+            early = len(notes)
+            list(fit(model, optimizer, tokens(steps), bert_loss))
+            guide.close()
+            guide.close()
+        assert [early, len(notes)] == [(steps == 6) * planned, int(steps == 6)]
+        assert all(f"{said} the run has 6; set every to at most 2" in str(note.message) for note in notes)
+
+
+def test_a_budget_that_ends_within_a_cycle_says_so() -> None:
+    """Its steps are not known before."""
+    model = bert(LAYERS)
+    optimizer = torch.optim.AdamW(model.parameters(), **SETTINGS)
+    spending = Spending(FlopMeter(model), Budget(share=0.2), batches=20)
+    config = Config(policy="badam", every=9, total_steps=80)
+    guide = Guide(model, optimizer, config, spending=spending)
+    for batch in tokens(80):
+        list(fit(model, optimizer, [batch], bert_loss))
+        spending.step()
+        if spending.finished:
+            break
+    assert guide.step < 18
+    with pytest.warns(RuntimeWarning, match=r"\d of 3 layers get no turn to train"):
+        guide.close()

@@ -133,6 +133,8 @@ class Guide:
         _GUIDES[model] = weakref.ref(self)
         if self.config.total_steps is not None:
             self._timetable.warn_if_idle(self.config.total_steps)
+            if spending is None:
+                self._planning.warn_if_short(self.config.total_steps)
         restore_truncation(model, freezes=self.freezes)
         if self.freezes and compiled_whole(model):
             warn_of_compiling_anew()
@@ -266,8 +268,11 @@ class Guide:
             self._engagement.judge(checks)
         finally:
             self._engagement.end()
-        if guided and self.config.total_steps is None:
+        unforeseen = self.config.total_steps is None
+        if guided and unforeseen:
             self._timetable.warn_if_idle(guided)
+        if guided and (unforeseen if self.spending is None else self.spending.finished):
+            self._planning.warn_if_short(guided)
         bypass = self._enforcement.bypass
         if guided > self._timetable.first and bypass is not None and not bypass.acted:
             warn(

@@ -84,6 +84,23 @@ class Planning:
         """Whether `plan` freezes something that a later one may train."""
         return any(may and not on for may, on in zip(self._may_train, plan.trained, strict=True))
 
+    def warn_if_short(self, steps: int) -> None:
+        """Say so if a run of that many steps ends before each layer has had its turn."""
+        if not self._policy.turns:
+            return
+        free = zip(self._components, (~(self.always | self.never)).tolist(), strict=True)
+        layers = sum(may and component.kind == "layer" for component, may in free)
+        every, turned = self._config.every, steps - self.timetable.first
+        missed = layers - max(0, -(-turned // every))
+        if missed <= 0:
+            return
+        lower = f"set every to at most {turned // layers}, or " if turned >= layers else ""
+        warn(
+            f"{missed} of {layers} layers get no turn to train in this run: a cycle takes "
+            f"{layers * every} steps ({every} for each), and the run has {max(0, turned)}; "
+            f"{lower}train longer"
+        )
+
     def decide(
         self, error: Tensor, plan: Plan, step: int, gates: Mapping[str, list[int]] | None
     ) -> Plan:

@@ -48,6 +48,7 @@ class NamedPolicy:
         freezes: Whether it freezes, given a floor of 0.
         uses_costs: See `Policy`.
         restarts: See `Policy`.
+        turns: See `Policy`.
     """
 
     rule: Callable[..., Tensor]
@@ -57,6 +58,7 @@ class NamedPolicy:
     freezes: bool = False
     uses_costs: bool = False
     restarts: bool = False
+    turns: bool = False
 
 
 POLICIES: dict[str, NamedPolicy] = {
@@ -71,7 +73,7 @@ POLICIES: dict[str, NamedPolicy] = {
     "uniform": NamedPolicy(uniform, uses_error=False, changes=False),
     "random": NamedPolicy(random_share, ("top", "floor"), uses_error=False, freezes=True),
     "lisa": NamedPolicy(lisa, ("active",), uses_error=False, freezes=True),
-    "badam": NamedPolicy(badam, uses_error=False, freezes=True, restarts=True),
+    "badam": NamedPolicy(badam, uses_error=False, freezes=True, restarts=True, turns=True),
     "grass": NamedPolicy(grass, ("active", "temperature"), freezes=True),
     "misa": NamedPolicy(misa, ("parameter_share", "temperature"), freezes=True),
     "autofreeze": NamedPolicy(autofreeze, freezes=True),
@@ -116,4 +118,7 @@ def find_policy(config: Config) -> Policy:
         )
     given = {name: getattr(config, name) for name in named.settings}
     rule = partial(named.rule, **given)
-    return Policy(rule, named.uses_error, named.changes, freezes, named.uses_costs, named.restarts)
+    return Policy(
+        *(rule, named.uses_error, named.changes, freezes),
+        *(named.uses_costs, named.restarts, named.turns),
+    )

@@ -64,6 +64,7 @@ class Policy:
         uses_costs: Whether it looks at what steps cost.
         restarts: Whether the optimizer forgets its state at each decision, but for that of
             components that always train.
+        turns: Whether layers take turns, one at each decision, so that a short run misses some.
     """
 
     lr_scale: Callable[[Situation], Tensor]
@@ -72,3 +73,4 @@ class Policy:
     freezes: bool = False
     uses_costs: bool = False
     restarts: bool = False
+    turns: bool = False
