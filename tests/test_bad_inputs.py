@@ -93,6 +93,17 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     ),
     "unfreezing by a word": (["--set", "unfrozen_by=half"], "unfrozen_by is 'half'"),
     "rank without pairs": (["--set", "lora_rank=4"], "lora_rank"),
+    "rank alone": (["--method", "galore", "--set", "rank=4"], "(did you mean 'galore_rank'?)"),
+    "rank of pairs": (["--method", "lora", "--set", "rank=4"], "(did you mean 'lora_rank'?)"),
+    "default of another policy": (
+        ["--method", "badam", "--set", "active=2"],
+        "active has no effect on the policy 'badam', whose settings are: none; drop it",
+    ),
+    "default of another signal": (
+        ["--set", "probe_samples=16"],
+        "probe_samples has no effect on the signal 'grad-norm'",
+    ),
+    "stay of those in turn": (["--method", "badam", "--set", "min_stay=99"], "min_stay has no"),
     "rank is 0": (["--method", "lora", "--set", "lora_rank=0"], "lora_rank is 0"),
     "rank is a truth": (["--method", "lora", "--set", "lora_rank=true"], "lora_rank is True"),
     "projection of no method": (

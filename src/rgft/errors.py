@@ -30,9 +30,12 @@ def unknown(what: str, name: str, allowed: Iterable[str], more: str = "") -> Inp
     unknown method 'rgtf' (did you mean 'rgft'?); allowed: rgft, full
     >>> print(unknown("policy", "x", ["rank", "top"], ", or a Policy"))
     unknown policy 'x'; allowed: rank, top, or a Policy
+    >>> print(unknown("setting", "rank", ["rate", "galore_rank"]))
+    unknown setting 'rank' (did you mean 'galore_rank'?); allowed: rate, galore_rank
     """
     names = list(allowed)
-    nearest = difflib.get_close_matches(name, names, n=1)
+    longer = [other for other in names if other.endswith(f"_{name}")]
+    nearest = longer or difflib.get_close_matches(name, names, n=1)
     asked = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     return InputError(f"unknown {what} {name!r}{asked}; allowed: {', '.join(names)}{more}")
 

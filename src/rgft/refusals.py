@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from rgft.config import Config
@@ -37,7 +39,9 @@ def check_together(  # noqa: PLR0913 - all that is looked at
     Raises:
         InputError: Something is missing, or has no effect.
     """
-    _check_signal(config, signal)
+    fields = Config.__dataclass_fields__
+    changed = {name for name in fields if getattr(config, name) != fields[name].default}
+    refuse_unmeasured(config, signal, changed)
     if signal.source == "samples" and not probed:
         raise InputError(
             f"the signal {config.signal!r} needs per-sample losses: give Guide(..., probe=...)"
@@ -87,13 +91,21 @@ def check_optimizer(optimizer: torch.optim.Optimizer, config: Config) -> None:
         check_rates(optimizer, [2.0])
 
 
-def _check_signal(config: Config, signal: Signal) -> None:
-    """Refuse settings that the signal does not look at."""
-    fields = Config.__dataclass_fields__
+def refuse_unmeasured(config: Config, signal: Signal, given: Iterable[str]) -> None:
+    """Refuse settings of other signals than that of `config`.
+
+    Args:
+        config: The settings.
+        signal: The one that they name.
+        given: Names of those that someone has given.
+
+    Raises:
+        InputError: One has no effect on this signal.
+    """
     unused = {
         "p": config.signal != "grad-norm",
         "probe_samples": signal.source != "samples",
     }
     for name, idle in unused.items():
-        if idle and getattr(config, name) != fields[name].default:
+        if idle and name in given:
             raise InputError(f"{name} has no effect on the signal {config.signal!r}; drop it")

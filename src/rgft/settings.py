@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
@@ -12,6 +12,9 @@ from rgft.config import Config
 from rgft.errors import InputError, unknown
 from rgft.galore import PROJECTION_RULES, Projection
 from rgft.methods import Method
+from rgft.policies import refuse_idle
+from rgft.refusals import refuse_unmeasured
+from rgft.signals import find_signal
 from rgft.spec import RunSpec
 
 FROM_ELSEWHERE = ("granularity", "total_steps", "seed")  # options of their own, or filled in
@@ -49,10 +52,13 @@ def method_config(spec: RunSpec, method: Method) -> Chosen:
             raise InputError(f"{name} is {given!r}; allowed: a whole number >= 1")
         value = given
     projection = _projection(settings, method.projection, spec.method)
-    changed = typed(settings)
+    more = list(PROJECTED) if projection else [] if adapter is None else [adapter.setting]
+    changed = typed(settings, filter(None, more))
     if spec.granularity is not None:
         changed["granularity"] = spec.granularity
     config = replace(method.config, seed=spec.seed, **changed)
+    refuse_idle(config, changed)
+    refuse_unmeasured(config, find_signal(config.signal, config.p), changed)
     return Chosen(config, adapter, value, projection)
 
 
@@ -73,8 +79,12 @@ def _projection(
     return projection
 
 
-def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+def typed(settings: Mapping[str, Any], more: Iterable[str] = ()) -> dict[str, Any]:
     """Settings with the types that `Config` has.
+
+    Args:
+        settings: What was given.
+        more: Other settings of the method, for the error.
 
     Raises:
         InputError: A setting is unknown, or its value is of another type.
@@ -84,7 +94,7 @@ def typed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     for name in settings:
         if name not in DEFAULTS:
-            raise unknown("setting", name, [*DEFAULTS, *ADDED, *PROJECTED])
+            raise unknown("setting", name, [*more, *DEFAULTS])
     return {name: _typed(name, value) for name, value in settings.items()}
 
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from rgft.bench.reading import check_keys, mapping, read_yaml, sequence, text
 from rgft.errors import InputError, unknown
@@ -23,7 +23,9 @@ KEYS = (
 AXES = ("model", "task", "data", "seed", "lr", "budget", "max_train_rows", "extend")
 OPTIONS = tuple(f.name for f in fields(RunSpec) if f.name not in AXES)
 TEXTS = tuple(
-    f.name for f in fields(RunSpec) if f.name in OPTIONS and f.type in ("str", "str | None")
+    name
+    for name, kind in get_type_hints(RunSpec).items()
+    if name in OPTIONS and kind in (str, str | None)
 )
 IN_SUITE = {
     **{name: name for name in OPTIONS},
@@ -169,11 +171,17 @@ def _listed(value: Any) -> Any:
 def in_suite(message: str) -> str:
     """A message of `rgft train` with its options as a suite has them.
 
-    >>> in_suite("give --no-dropout, a lower --lr, or another --label-column")
-    'give dropout, a lower rates, or another label_column'
+    >>> in_suite("give --no-dropout, a lower --lr, --model one of texts, or another --label-column")
+    'give dropout: false, lower rates, models of texts, or another label_column'
     """
     for option, key in IN_SUITE.items():
-        message = re.sub(rf"--(?:no-)?{option.replace('_', '-')}\b(?!-)", key, message)
+        spelled = rf"--{option.replace('_', '-')}\b(?!-)"
+        if key not in (option, "settings"):  # the suite has several
+            message = re.sub(rf"\ban? ((?:\w+ )?){spelled}", rf"\1{key}", message)
+            message = re.sub(rf"\banother {spelled}", f"other {key}", message)
+            message = re.sub(rf"{spelled} one\b", key, message)
+        message = re.sub(spelled.replace("--", "--no-", 1), f"{key}: false", message)
+        message = re.sub(spelled, key, message)
     return message
 
 

@@ -5,7 +5,7 @@ Write your own as `Policy(lambda situation: ...)`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -99,26 +99,50 @@ def find_policy(config: Config) -> Policy:
     """
     if isinstance(config.policy, Policy):
         return config.policy
-    if config.policy not in POLICIES:
-        more = ", or a Policy; the name of a method goes to --method or rgft.find_method"
-        raise unknown("policy", config.policy, POLICIES, more)
-    named = POLICIES[config.policy]
-    freezes = named.freezes and config.floor == 0
-    settings = (*named.settings, *(("min_stay",) if freezes else ()))
-    settings += ("probe_every",) if freezes and named.uses_error else ()
-    for setting in sorted(SETTINGS.difference(settings)):
-        if getattr(config, setting) != type(config).__dataclass_fields__[setting].default:
-            raise InputError(
-                f"{setting} has no effect on the policy '{config.policy}', whose settings are: "
-                f"{', '.join(settings) or 'none'}; drop it"
-            )
+    named = _named(config.policy)
+    fields = type(config).__dataclass_fields__
+    refuse_idle(config, [s for s in SETTINGS if getattr(config, s) != fields[s].default])
     if named.rule is gradual_unfreezing and config.total_steps is None:
         raise InputError(
             "the policy gradual-unfreezing needs total_steps: give Config(total_steps=...)"
         )
     given = {name: getattr(config, name) for name in named.settings}
-    rule = partial(named.rule, **given)
     return Policy(
-        *(rule, named.uses_error, named.changes, freezes),
+        *(partial(named.rule, **given), named.uses_error, named.changes, _freezes(named, config)),
         *(named.uses_costs, named.restarts, named.turns),
     )
+
+
+def refuse_idle(config: Config, given: Iterable[str]) -> None:
+    """Refuse settings of other policies than the one that `config` names.
+
+    Args:
+        config: The settings.
+        given: Names of those that someone has given.
+
+    Raises:
+        InputError: One has no effect on this policy, or there is no such policy.
+    """
+    if isinstance(config.policy, Policy):
+        return
+    named = _named(config.policy)
+    settings = list(named.settings)
+    if _freezes(named, config):  # layers that take turns stay as long as these say
+        settings += [] if named.turns else ["min_stay"]
+        settings += ["probe_every"] if named.uses_error else []
+    for setting in sorted(SETTINGS.intersection(given).difference(settings)):
+        raise InputError(
+            f"{setting} has no effect on the policy '{config.policy}', whose settings are: "
+            f"{', '.join(settings) or 'none'}; drop it"
+        )
+
+
+def _named(policy: str) -> NamedPolicy:
+    if policy not in POLICIES:
+        more = ", or a Policy; the name of a method goes to --method or rgft.find_method"
+        raise unknown("policy", policy, POLICIES, more)
+    return POLICIES[policy]
+
+
+def _freezes(named: NamedPolicy, config: Config) -> bool:
+    return named.freezes and config.floor == 0
