@@ -252,7 +252,7 @@ def test_what_would_diverge_or_hang_is_refused_or_detected(tmp_path: Path) -> No
     for found in launch(2, all_refusals, tmp_path):
         assert "frozen when it is built is never reduced" in found["frozen_when_wrapped"]
         assert "frozen when it is built is never reduced" in found["guide_before_wrapper"]
-        assert "find_unused_parameters=True" in found["without_unused"][0]
+        assert "Kwargs(find_unused_parameters=True)" in found["without_unused"][0]
         assert "static_graph=True" in found["without_unused"][1]
         assert "process 1 has another plan or settings" in found["different_settings"]
         assert "'classifier.weight' is not the same in all processes" in found["not_reduced"]

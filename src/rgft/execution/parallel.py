@@ -73,7 +73,8 @@ def check_wrapper(wrapper: DistributedDataParallel, *, freezes: bool) -> None:
         raise InputError(
             "DistributedDataParallel waits for the gradients of frozen parameters; build it with "
             "find_unused_parameters=True (Trainer: ddp_find_unused_parameters=True; Lightning: "
-            "strategy='ddp_find_unused_parameters_true')"
+            "strategy='ddp_find_unused_parameters_true'; Accelerate: kwargs_handlers="
+            "[DistributedDataParallelKwargs(find_unused_parameters=True)])"
         )
 
 
