@@ -242,6 +242,30 @@ def test_a_disk_that_is_full_for_one_ends_all(given: list[str], tmp_path: Path) 
     assert "cannot write to" in line
 
 
+ENDED = """
+import atexit, os, sys, torch.distributed as dist
+from rgft import cli
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+os.environ["WORLD_SIZE"] = "2"
+atexit.register(print, "ended by the interpreter")
+sys.argv = ["rgft", "train", "--output-dir", "x", "--no-such"]
+if sys.stdin.read():
+    cli.app = lambda **given: {}["no such key"]
+cli.main()
+"""
+
+
+@pytest.mark.parametrize("unexpected", ["", "yes"])
+def test_an_error_ends_a_process_that_has_met_others_at_once(unexpected: str) -> None:
+    """The interpreter's own end may wait for threads of the group, or be aborted by them."""
+    command = [sys.executable, "-c", ENDED]
+    done = subprocess.run(command, input=unexpected, capture_output=True, text=True, check=False)
+    assert done.returncode == (1 if unexpected else 2)
+    assert ("KeyError: 'no such key'" if unexpected else "No such option") in done.stderr
+    assert done.stderr.count("Traceback") == bool(unexpected)
+    assert done.stdout == ""
+
+
 def test_without_a_prefix_cache_it_says_so(given: list[str], tmp_path: Path) -> None:
     arguments = [*given, "--budget", "0.5", "--output-dir", str(tmp_path / "run")]
     launched = Launched(arguments, tmp_path / "run", 2)

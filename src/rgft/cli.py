@@ -14,7 +14,7 @@ from rgft import __version__
 from rgft.bench_commands import bench, compare_maps, place, report
 from rgft.errors import EngagementError, InputError
 from rgft.exit_codes import fail, fail_for
-from rgft.launch import claim_last_word, leads, leave
+from rgft.launch import claim_last_word, end_now, leads, leave
 from rgft.methods import METHODS
 from rgft.spec import (
     BEAMS,
@@ -319,6 +319,14 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
 def main() -> None:
     """Entry point: every error of the user's is one line and exit code 2, a machine's has 1."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        _main()
+    except BaseException as error:
+        end_now(error)
+        raise
+
+
+def _main() -> None:
     try:
         app(prog_name="rgft", standalone_mode=False)
     except InputError as error:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -150,7 +151,7 @@ def _check_launcher() -> None:
 
 
 def leave() -> None:
-    """Part from the other processes at the end of a run, where there are some.
+    """Part from the other processes at the end of a run, where there are some; see `end_now`.
 
     The threads of a gloo group end with the last object that holds the group, and models and guides
     are often held by cycles of references alone by now. A thread that is still there when the
@@ -159,6 +160,28 @@ def leave() -> None:
     if launched() > 1 and dist.is_initialized():
         dist.destroy_process_group()
         gc.collect()
+
+
+def end_now(error: BaseException) -> None:
+    """End this process at once if an error ends it while it is one of several that have met.
+
+    Whoever lets go of a gloo group waits for its threads, and these may be in a collective that the
+    others never join. Left alone, they can abort the interpreter at its end, which replaces the
+    exit code. So there is no such end.
+
+    Args:
+        error: What ends it, which is printed unless it is a `SystemExit`.
+    """
+    if launched() == 1 or not dist.is_initialized():
+        return
+    code = error.code if isinstance(error, SystemExit) else 1
+    if not isinstance(error, SystemExit):
+        sys.excepthook(type(error), error, error.__traceback__)
+    if isinstance(code, int):
+        with contextlib.suppress(OSError):  # no one may be left who reads it
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def claim_last_word(code: int) -> bool:
