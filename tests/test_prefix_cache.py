@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from peft import LoraConfig, get_peft_model
+from peft import AdaptionPromptConfig, LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 import tiny
@@ -469,6 +469,56 @@ def test_adapters_matter_where_they_are(adapted: int) -> None:
         assert cache.use.hits == (4 if adapted == 2 else 0)
         model(**batch)
         assert cache.use.hits == (8 if adapted == 2 else 4)
+
+
+def prompted(layers: int) -> Any:
+    """A decoder whose last `layers` layers have prompts in their attention that matter."""
+    config = AdaptionPromptConfig(adapter_len=4, adapter_layers=layers)
+    model = get_peft_model(text_model("llama"), config).requires_grad_(False).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("adaption_gate"):
+            parameter.fill_(1.0)
+    return model
+
+
+def named_tokens() -> Batch:
+    ids = torch.arange(1, 25).reshape(4, 6)
+    return {"input_ids": ids, "sample_ids": ["a", "b", "c", "d"]}
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("layers", [1, 3])
+def test_prompts_in_attention_that_are_switched_off_matter_where_they_are(layers: int) -> None:
+    model = prompted(layers)
+    batch = named_tokens()
+    with PrefixCache(model) as cache:
+        cache.set_boundary(2)
+        with_them = model(**batch).logits
+        with model.disable_adapter(), torch.no_grad():
+            found = model(**batch).logits
+            assert cache.use.hits == (4 if layers == 1 else 0)
+            cache.paused = True
+            torch.testing.assert_close(found, model(**batch).logits)
+            cache.paused = False
+        torch.testing.assert_close(model(**batch).logits, with_them)
+        assert cache.use.hits == (8 if layers == 1 else 4)
+        assert not torch.allclose(found, with_them)
+
+
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_prompts_that_come_when_the_prefix_is_known_have_to_be_frozen() -> None:
+    model = prompted(3)
+    batch = named_tokens()
+    with PrefixCache(model) as cache:
+        with model.disable_adapter():
+            cache.set_boundary(2)
+            model(**batch)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("adaption" in name)
+        with pytest.warns(RuntimeWarning, match="the activations of 4 samples are dropped"):
+            model(**batch)
+        with pytest.raises(InputError, match="requires a gradient"):
+            model(**batch)
 
 
 def test_weights_loaded_before_the_end_are_no_matter(tmp_path: Path) -> None:

@@ -215,9 +215,11 @@ class PrefixCache:
 
     def _follow_weights(self) -> None:
         """Drop everything if the prefix has changed."""
-        if self._weights is None or (now := self._weights.versions()) == self._versions:
+        if self._weights is None or self._weights.versions() == self._versions:
             return
-        self._versions = now
+        # it may consist of other modules now
+        self._weights = PrefixWeights(self._model, self._modules[: self.boundary])
+        self._versions = self._weights.versions()
         self._comparisons.forget()
         store = self._stored.store
         if len(store):

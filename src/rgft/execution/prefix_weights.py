@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from rgft.structure.architecture import outline
 from rgft.structure.layers import Named, join, unwrapped
 
-Adapters = tuple[tuple[bool, str], ...]
+
+class Adapters(NamedTuple):
+    """Which adapters are on in the prefix.
+
+    Attributes:
+        modules: Those of its layers; prompts for attention (peft's `AdaptionPrompt`) are put around
+            it when they are switched on, and taken away when off.
+        switches: For each layer with adapters of peft, whether they are off, and which are active.
+    """
+
+    modules: tuple[int, ...] = ()
+    switches: tuple[tuple[bool, str], ...] = ()
 
 
 class Versions(NamedTuple):
@@ -20,11 +31,11 @@ class Versions(NamedTuple):
 
     Attributes:
         written: Where each tensor is, and how often it was written to.
-        adapters: For each layer with adapters of peft, whether they are off, and which are active.
+        adapters: Which adapters are on.
     """
 
     written: tuple[tuple[int, int], ...] = ()
-    adapters: Adapters = ()
+    adapters: Adapters = Adapters()
 
 
 def prefix_layers(model: nn.Module) -> list[Named]:
@@ -89,7 +100,10 @@ class PrefixWeights:
 
     def adapters(self) -> Adapters:
         """As in `Versions`."""
-        return tuple((bool(m.disable_adapters), str(m.active_adapter)) for m in self._adapted)
+        return Adapters(
+            tuple(id(module) for _, layer in self._layers for module in layer.modules()),
+            tuple((bool(m.disable_adapters), str(m.active_adapter)) for m in self._adapted),
+        )
 
     def trained(self) -> str | None:
         """Name of a parameter that requires a gradient, if there is one."""
