@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -374,3 +375,24 @@ def test_freezing_in_a_model_compiled_as_a_whole_is_warned_of(way: str) -> None:
     Guide(model, optimizer, Config(policy="normalized-max")).close()
     with pytest.warns(RuntimeWarning, match="compile its layers instead"):
         Guide(model, optimizer, Config(policy="top", top=0.5, total_steps=99))
+
+
+@pytest.mark.parametrize("way", ["wrapper", "in place", "around more", "a layer"])
+def test_compiling_that_the_guide_was_not_told_of_is_warned_of_at_the_first_step(way: str) -> None:
+    """A loop that calls a compiled wrapper around the model that was given."""
+    torch._dynamo.reset()
+    model: Any = mlp(torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    guide = Guide(model, optimizer, Config(policy="top", top=0.5, every=9, total_steps=99))
+    if way == "in place":
+        model.compile(backend="eager")
+    around = nn.Sequential(model) if way == "around more" else model
+    wrapper: Any = torch.compile(model[0] if way == "a layer" else around, backend="eager")
+    run: Any = model if way in ("in place", "a layer") else wrapper
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always", RuntimeWarning)
+        list(fit(run, optimizer, mlp_batches(2, torch.float32), squared_error))
+    said = [note for note in notes if "compile its layers instead" in str(note.message)]
+    assert len(said) == (way != "a layer")
+    assert all(Path(note.filename).name == "tiny.py" for note in said)
+    guide.close()

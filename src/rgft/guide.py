@@ -20,7 +20,7 @@ from rgft.costs import FlopMeter, LatestCosts
 from rgft.errors import InputError, warn
 from rgft.execution.binding import bind
 from rgft.execution.checkpointing import keep_truncation, restore_truncation
-from rgft.execution.compilation import compiled_whole, warn_of_compiling_anew
+from rgft.execution.compilation import watch_compiling
 from rgft.execution.enforcement import Enforcement
 from rgft.execution.engagement import Engagement
 from rgft.execution.parallel import (
@@ -136,10 +136,9 @@ class Guide:
             if spending is None:
                 self._planning.warn_if_short(self.config.total_steps)
         restore_truncation(model, freezes=self.freezes)
-        if self.freezes and compiled_whole(model):
-            warn_of_compiling_anew()
         self._start()
         self._handles: list[RemovableHandle] = [
+            *(watch_compiling(model, self.optimizer) if self.freezes else ()),
             *watch_steps(self.optimizer, self._before_step, self._after_step),
             *keep_truncation(model),
             self.optimizer.register_state_dict_pre_hook(self._enforcement.abandon_step),

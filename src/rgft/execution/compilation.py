@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+import weakref
+from collections.abc import Callable
 from types import FunctionType
+from typing import Any
 
+import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from rgft.errors import warn
 
@@ -15,8 +22,37 @@ def compiled_whole(model: nn.Module) -> bool:
     return hasattr(model, "_orig_mod") or type(model._compiled_call_impl) is FunctionType
 
 
-def warn_of_compiling_anew() -> None:
-    """Say what plans that freeze cost where the whole model is compiled."""
+def watch_compiling(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[RemovableHandle]:
+    """Say what plans that freeze cost where the whole model is compiled, now or by the first step.
+
+    The loop may have compiled a wrapper around the model, which only the wrapper knows of.
+    """
+    if compiled_whole(model):
+        _warn()
+        return []
+    waiting, found = [True], weakref.ref(model)
+
+    def look(*given: Any) -> None:
+        del given
+        if waiting and (held := found()) is not None and (compiled_whole(held) or _wrapped(held)):
+            _warn()
+        waiting.clear()
+
+    disable: Callable[..., Any] = torch.compiler.disable
+    return [optimizer.register_step_pre_hook(disable(look))]
+
+
+def _wrapped(model: nn.Module) -> bool:
+    """Whether there is a compiled module around the model."""
+    compiler: Any = sys.modules.get("torch._dynamo.eval_frame")
+    kind = getattr(compiler, "OptimizedModule", None)
+    return any(
+        type(thing) is kind and any(module is model for module in thing.modules())
+        for thing in (gc.get_objects() if kind is not None else ())
+    )
+
+
+def _warn() -> None:
     warn(
         "the model is compiled as a whole, so that each plan that freezes something else compiles "
         "it anew, and after 8 of them (torch._dynamo.config.recompile_limit) new ones run "

@@ -22,7 +22,6 @@ from transformers.trainer_callback import ExportableState
 from rgft.config import Config
 from rgft.costs import FlopMeter
 from rgft.errors import InputError, warn
-from rgft.execution.compilation import warn_of_compiling_anew
 from rgft.execution.prefix_cache import PrefixCache
 from rgft.execution.stored_samples import Storage
 from rgft.guide import Guide
@@ -137,8 +136,6 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
             model, given["optimizer"], config, self._wishes, self.spending, dataset
         )
         self.guide, self.cache, self.ledger = guidance.guide, guidance.cache, guidance.ledger
-        if args.torch_compile and self.guide.freezes:  # what it compiles is a wrapper
-            warn_of_compiling_anew()
         if state.global_step:
             saved = (state.stateful_callbacks or {}).get(type(self).__name__) or {}
             guidance.resume(_decoded(saved.get("attributes", {})), state.global_step)
