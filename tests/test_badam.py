@@ -97,7 +97,9 @@ def test_a_run_shorter_than_a_cycle_says_how_many_layers_it_misses(planned: bool
             guide.close()
             guide.close()
         assert [early, len(notes)] == [(steps == 6) * planned, int(steps == 6)]
-        assert all(f"{said} the run has 6; set every to at most 2" in str(note.message) for note in notes)
+        assert all(
+            f"{said} the run has 6; set every to at most 2" in str(note.message) for note in notes
+        )
 
 
 def test_a_budget_that_ends_within_a_cycle_says_so() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rgft import InputError
-from rgft.galore import GaLoreAdamW, Projection, projected_weights
+from rgft.execution.galore import GaLoreAdamW, Projection, projected_weights
 from rgft.spec import RunSpec
 from rgft.train import run
 from runs import CutError, assert_same, cut_at_save

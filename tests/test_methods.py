@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flops import counted_flops
 from rgft import METHODS, Config, CostModel, FlopMeter, Guide, InputError, Method, Plan
-from rgft.galore import GaLoreAdamW, projected_weights
+from rgft.execution.galore import GaLoreAdamW, projected_weights
 from rgft.methods import find_method
 from tiny import (
     bert,

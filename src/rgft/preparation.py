@@ -23,8 +23,8 @@ from rgft.batches import Example
 from rgft.config import Config
 from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
+from rgft.execution.galore import Projection, check_rank, projected_weights
 from rgft.execution.stored_samples import Storage
-from rgft.galore import Projection, check_rank, projected_weights
 from rgft.guide import Guide
 from rgft.inputs import Inputs, load_inputs
 from rgft.launch import Launch

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from rgft.adapters import ADAPTERS, Adapter
 from rgft.config import Config
 from rgft.errors import InputError, unknown
-from rgft.galore import PROJECTION_RULES, Projection
+from rgft.execution.galore import PROJECTION_RULES, Projection
 from rgft.methods import Method
 from rgft.policies import refuse_idle
 from rgft.refusals import refuse_unmeasured

@@ -10,7 +10,7 @@ import torch
 from transformers import TrainingArguments
 
 from rgft.checkpoints import FOLDER
-from rgft.galore import GaLoreAdamW, projected_weights
+from rgft.execution.galore import GaLoreAdamW, projected_weights
 from rgft.preparation import Prepared
 from rgft.run_samples import MOST_VISITS
 from rgft.spec import RunSpec

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from rgft.config import Config
-from rgft.galore import Projection
+from rgft.execution.galore import Projection
 
 ADAM_BETA2 = 0.999
 

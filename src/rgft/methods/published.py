@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rgft.config import Config
-from rgft.galore import Projection
+from rgft.execution.galore import Projection
 from rgft.methods.method import Method
 
 PUBLISHED: dict[str, Method] = {
