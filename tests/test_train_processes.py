@@ -270,7 +270,8 @@ def test_without_a_prefix_cache_it_says_so(given: list[str], tmp_path: Path) -> 
     arguments = [*given, "--budget", "0.5", "--output-dir", str(tmp_path / "run")]
     launched = Launched(arguments, tmp_path / "run", 2)
     assert launched.codes() == [0, 0]
-    (line,) = said(launched)
+    survey, line = said(launched)
+    assert survey.startswith("rgft: note: the survey saw")
     assert line.startswith("rgft: note: prefix_cache works in one process")
 
 

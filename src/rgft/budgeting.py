@@ -17,7 +17,7 @@ from rgft.batches import Example
 from rgft.components import partition
 from rgft.config import Config
 from rgft.costs import Action, CostModel, FlopMeter, component_costs
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.inputs import Inputs
 from rgft.methods import Recipe, Surveyed
 from rgft.opening import frozen_share, opened_below, passes_wanted
@@ -32,6 +32,7 @@ STANDARD_BATCH = 32  # samples a step of the full fine-tuning that a budget is a
 SURVEY_SAMPLES = 512
 SURVEY_SHARE = 0.1  # most of a budget that its survey may spend
 SURVEY_BATCH = 32
+SURVEY_FEW = 128  # samples; of fewer, other draws find other layers (decision 10)
 
 
 Shape = tuple[int, ...]  # rows, then positions on each side
@@ -139,6 +140,12 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
     device = next(model.parameters()).device
     batches = survey_batches(examples, inputs, device, seed)
     surveyed = charged_survey(model, meter, batches, SURVEY_SHARE * spending.flops_limit)
+    if surveyed.samples < SURVEY_FEW:
+        warn(
+            f"the survey saw {surveyed.samples} samples; of fewer than {SURVEY_FEW} it is partly "
+            "chance which layers are dropped and frozen: give a larger --budget or more data, or "
+            "choose by --keep-layers and --set frozen_below"
+        )
     if cut and can_cut(model):
         keep_layers(model, surveyed.layers())
         meter.renew()
