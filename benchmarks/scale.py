@@ -155,21 +155,29 @@ def cache_seconds(samples: int) -> Row:
 
 
 def measure(samples: int, step: Row) -> Row:
-    """All parts at one number of samples; shares are of a step of the model."""
+    """All parts at one number of samples; shares are of a step of the model.
+
+    The guide and the cache have seconds on the wall, the others of CPU: each of the same kind.
+    """
     ledger, update = ledger_seconds(samples)
     parts = {"ledger": update, "draw": draw_seconds(ledger), "guide": step["guide"]}
     cache = cache_seconds(samples)
-    outside = sum(parts.values())
+    share = {
+        "ledger": update / step["step"],
+        "draw": parts["draw"] / step["step"],
+        "guide": step["guide"] / step["step_wall"],
+        "keep": cache["keep_wall"] / step["step_wall"],
+        "find": cache["find_wall"] / step["step_wall"],
+    }
+    outside = share["ledger"] + share["draw"] + share["guide"]
     return {
         "samples": samples,
         "seconds": {**step, **parts},
         "cache": cache,
         "share": {
-            **{name: value / step["step"] for name, value in parts.items()},
-            "keep": cache["keep_wall"] / step["step_wall"],
-            "find": cache["find_wall"] / step["step_wall"],
-            "without_cache": outside / step["step"],
-            "with_cache": outside / step["step"] + cache["find_wall"] / step["step_wall"],
+            **share,
+            "without_cache": outside,
+            "with_cache": outside + share["find"],
         },
     }
 

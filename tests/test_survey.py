@@ -145,5 +145,12 @@ def test_two_layers_train_of_those_that_are_of_use() -> None:
     assert Survey((1,), (0.5,), 10).frozen_below() == 1
 
 
+def test_layers_that_are_kept_anyhow_count() -> None:
+    found = Survey((1, 2, 3, 4), (0.5, 0.1, 0.1, 0.1), 10)
+    assert found.layers() == 2
+    assert found.frozen_below() == 1
+    assert found.frozen_below(4) == 2
+
+
 def test_ties_take_the_lowest() -> None:
     assert Survey((1, 2, 3, 4), (0.45, 0.47, 0.47, 0.5), 10).frozen_below() == 2

@@ -29,10 +29,11 @@ from rgft.tasks import TaskData
 from rgft.text_metrics import commonest_answer
 
 STANDARD_BATCH = 32  # samples a step of the full fine-tuning that a budget is a share of
+MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
 SURVEY_SAMPLES = 512
 SURVEY_SHARE = 0.1  # most of a budget that its survey may spend
 SURVEY_BATCH = 32
-SURVEY_FEW = 128  # samples; of fewer, other draws find other layers (decision 10)
+SURVEY_FEW = 128  # samples; of fewer, what is found changes most from draw to draw (decision 10)
 
 
 Shape = tuple[int, ...]  # rows, then positions on each side
@@ -134,6 +135,7 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
     *,
     seed: int,
     cut: bool,
+    most_passes: float,
 ) -> Start:
     """Survey the model, drop its last layers if `cut`, and choose how deep training reaches."""
     meter, model = spending.meter, spending.meter.model
@@ -143,20 +145,23 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
     if surveyed.samples < SURVEY_FEW:
         warn(
             f"the survey saw {surveyed.samples} samples; of fewer than {SURVEY_FEW} it is partly "
-            "chance which layers are dropped and frozen: give a larger --budget or more data, or "
-            "choose by --keep-layers and --set frozen_below"
+            "chance which layers it chooses to train and keep: give a larger --budget or more "
+            "data, or choose by --keep-layers and --set frozen_below"
         )
+    kept = len(surveyed.depths)
     if cut and can_cut(model):
-        keep_layers(model, surveyed.layers())
+        kept = surveyed.layers()
+        keep_layers(model, kept)
         meter.renew()
     if not surveyed.known():
-        return Start(surveyed, surveyed.frozen_below(), recipes.deep)
-    depth = surveyed.frozen_below()
+        return Start(surveyed, surveyed.frozen_below(kept), recipes.deep)
+    depth = surveyed.frozen_below(kept)
     if spending.budget.share is not None:  # what a time buys is not known
         batch = typical_batch(examples, inputs, recipes.shallow.batch_size, device)
         limit = (spending.flops_limit - meter.spent) / len(examples)
-        passes = passes_wanted(len(examples))
-        depth = opened_below(surveyed, meter, config, batch, limit=limit, passes=passes)
+        depths = range(min(surveyed.depths), depth + 1)
+        passes = passes_wanted(len(examples), most_passes)
+        depth = opened_below(depths, meter, config, batch, limit=limit, passes=passes)
     return Start(surveyed, depth, recipes.known(frozen_share(model, depth)))
 
 

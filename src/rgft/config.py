@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from torch import Tensor, nn
 
@@ -89,6 +89,12 @@ class Config:
     engagement: str = "error"
     history_rows: int = 1000
     seed: int = 0
+
+    @property
+    def changed(self) -> frozenset[str]:
+        """Names of the settings that differ from their defaults."""
+        given = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
+        return frozenset(name for name, value, default in given if value != default)
 
     def __post_init__(self) -> None:
         check(self, RULES)

@@ -32,10 +32,13 @@ def unknown(what: str, name: str, allowed: Iterable[str], more: str = "") -> Inp
     unknown policy 'x'; allowed: rank, top, or a Policy
     >>> print(unknown("setting", "rank", ["rate", "galore_rank"]))
     unknown setting 'rank' (did you mean 'galore_rank'?); allowed: rate, galore_rank
+    >>> print(unknown("column", "label", ["labels", "fine_label"]))
+    unknown column 'label' (did you mean 'labels'?); allowed: labels, fine_label
     """
     names = list(allowed)
-    longer = [other for other in names if other.endswith(f"_{name}")]
-    nearest = longer or difflib.get_close_matches(name, names, n=1)
+    nearest = difflib.get_close_matches(name, names, n=1)
+    if not any(other.startswith(name) for other in nearest):
+        nearest = [other for other in names if other.endswith(f"_{name}")] or nearest
     asked = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     return InputError(f"unknown {what} {name!r}{asked}; allowed: {', '.join(names)}{more}")
 

@@ -174,14 +174,13 @@ def end_now(error: BaseException) -> None:
     """
     if launched() == 1 or not dist.is_initialized():
         return
-    code = error.code if isinstance(error, SystemExit) else 1
     if not isinstance(error, SystemExit):
         sys.excepthook(type(error), error, error.__traceback__)
-    if isinstance(code, int):
+    for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # no one may be left who reads it
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+            stream.flush()
+    code = error.code if isinstance(error, SystemExit) else 1
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def claim_last_word(code: int) -> bool:

@@ -16,7 +16,7 @@ in: there have to be `VISITS` visits, too.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
@@ -24,14 +24,13 @@ from rgft.components import partition
 from rgft.config import Config
 from rgft.costs import Action, FlopMeter
 from rgft.structure.architecture import outline
-from rgft.survey import Survey
 
 PASSES = 1.5  # what is left of a budget after so many passes over the data goes into depth
 VISITS = 2000  # and after so many visits of samples
 
 
 def opened_below(  # noqa: PLR0913 - all but one are what the rule is about
-    surveyed: Survey,
+    depths: Sequence[int],
     meter: FlopMeter,
     config: Config,
     batch: Mapping[str, Tensor],
@@ -42,7 +41,7 @@ def opened_below(  # noqa: PLR0913 - all but one are what the rule is about
     """Depth of the first component that should train.
 
     Args:
-        surveyed: What the layers know of the labels.
+        depths: What to choose from, in increasing order. The last needs nothing below it trained.
         meter: Of the model that trains.
         config: Settings of the guide.
         batch: A typical one.
@@ -50,21 +49,24 @@ def opened_below(  # noqa: PLR0913 - all but one are what the rule is about
         passes: How often each sample should be visited before compute is spent on depth; see
             `passes_wanted`.
     """
-    deepest, known = min(surveyed.depths), surveyed.frozen_below()
-    for depth in range(deepest, known):
+    for depth in depths[:-1]:
         first, again = visit_costs(meter, config, batch, depth)
         if passes_bought(limit, first, again) >= passes:
             return depth
-    return known
+    return depths[-1]
 
 
-def passes_wanted(rows: int) -> float:
+def passes_wanted(rows: int, most: float) -> float:
     """How often each of so many samples should be visited before compute is spent on depth.
 
-    >>> passes_wanted(500), passes_wanted(10_000)
-    (4.0, 1.5)
+    Args:
+        rows: How many samples there are.
+        most: Passes over them that a run makes at most.
+
+    >>> passes_wanted(500, 12), passes_wanted(10_000, 12), passes_wanted(100, 12)
+    (4.0, 1.5, 12)
     """
-    return max(PASSES, VISITS / rows)
+    return min(max(PASSES, VISITS / rows), most)
 
 
 def passes_bought(limit: float, first: float, again: float) -> float:

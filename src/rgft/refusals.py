@@ -39,9 +39,7 @@ def check_together(  # noqa: PLR0913 - all that is looked at
     Raises:
         InputError: Something is missing, or has no effect.
     """
-    fields = Config.__dataclass_fields__
-    changed = {name for name in fields if getattr(config, name) != fields[name].default}
-    refuse_unmeasured(config, signal, changed)
+    refuse_unmeasured(config, signal, config.changed)
     if signal.source == "samples" and not probed:
         raise InputError(
             f"the signal {config.signal!r} needs per-sample losses: give Guide(..., probe=...)"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rgft.batches import Example
+from rgft.budgeting import MOST_VISITS
 from rgft.errors import InputError, warn
 from rgft.inputs import Inputs
 from rgft.loss_percentiles import LossPercentiles
@@ -24,7 +25,6 @@ from rgft.tasks.splitting import fewer_evaluation_rows, fewer_train_rows
 from rgft.visits import VisitSampler
 
 BUCKET = 16  # batches whose texts are sorted by length among each other
-MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
 FULL_PASS = 0.125  # of the run, at its end, where a method skips samples (Qin et al. 2024)
 BALANCED = ("matthews_correlation", "f1_macro")  # metrics in which every class counts alike
 BALANCE = 0.5

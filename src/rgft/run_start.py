@@ -9,6 +9,7 @@ from torch import nn
 
 from rgft.batches import Example
 from rgft.budgeting import (
+    MOST_VISITS,
     STANDARD_BATCH,
     batch_shapes,
     full_fine_tuning_flops,
@@ -80,7 +81,10 @@ def begin(  # noqa: PLR0913 - what the choice is made from
         return None, config, recipes.known(share)
     with waiting("surveying the model"):
         start = surveyed_start(
-            spending, config, recipes, rows, inputs, seed=spec.seed, cut=spec.keep_layers is None
+            *(spending, config, recipes, rows, inputs),
+            seed=spec.seed,
+            cut=spec.keep_layers is None,
+            most_passes=spec.epochs * MOST_VISITS,
         )
     return start.survey, replace(config, frozen_below=start.frozen_below), start.recipe
 

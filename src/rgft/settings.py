@@ -52,8 +52,10 @@ def method_config(spec: RunSpec, method: Method) -> Chosen:
             raise InputError(f"{name} is {given!r}; allowed: a whole number >= 1")
         value = given
     projection = _projection(settings, method.projection, spec.method)
-    more = list(PROJECTED) if projection else [] if adapter is None else [adapter.setting]
-    changed = typed(settings, filter(None, more))
+    more = list(PROJECTED) if projection else []
+    if adapter is not None and adapter.setting is not None:
+        more.append(adapter.setting)
+    changed = typed(settings, more)
     if spec.granularity is not None:
         changed["granularity"] = spec.granularity
     config = replace(method.config, seed=spec.seed, **changed)

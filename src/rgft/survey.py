@@ -50,12 +50,15 @@ class Survey:
         """Whether some layer explains at least `something` of the labels' variance."""
         return max(self.explained) >= something
 
-    def frozen_below(self, enough: float = ENOUGH, something: float = SOMETHING) -> int:
+    def frozen_below(
+        self, kept: int | None = None, enough: float = ENOUGH, something: float = SOMETHING
+    ) -> int:
         """Depth of the first component that should train.
 
         The first layer whose output explains `enough` of what the best does ends the part that
-        stays frozen, but for the last two of the layers that are of use: one alone has too little
-        to learn with. If even the best explains less than `something`, only the embeddings stay.
+        stays frozen, but for the last two layers that the model has by now, `kept` of them (those
+        of use by default): one alone has too little to learn with. If even the best explains less
+        than `something`, only the embeddings stay frozen.
 
         >>> Survey((1, 2, 3, 4), (0.2, 0.5, 0.52, 0.53), 1000).frozen_below()
         3
@@ -68,7 +71,7 @@ class Survey:
             return min(self.depths)
         best = max(self.explained)
         known = [d for d, r in zip(self.depths, self.explained, strict=True) if r >= enough * best]
-        last_but_one = max(0, self.layers(something) - 2)
+        last_but_one = max(0, (kept or self.layers(something)) - 2)
         return min(min(known) + 1, self.depths[last_but_one])
 
     def layers(self, something: float = SOMETHING, noise: float = NOISE) -> int:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from rgft.budgeting import MOST_VISITS
 from rgft.checkpoints import FOLDER
 from rgft.execution.galore import GaLoreAdamW, projected_weights
 from rgft.preparation import Prepared
-from rgft.run_samples import MOST_VISITS
 from rgft.spec import RunSpec
 from rgft.spending import parse_budget
 

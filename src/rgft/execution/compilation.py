@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import weakref
 from collections.abc import Callable
 from types import FunctionType
@@ -30,7 +29,8 @@ def watch_compiling(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
     if compiled_whole(model):
         _warn()
         return []
-    waiting, found = [True], weakref.ref(model)
+    waiting = [True]  # handles cannot be removed while hooks run
+    found = weakref.ref(model)  # the optimizer keeps the hook, and must not keep the model
 
     def look(*given: Any) -> None:
         del given
@@ -43,12 +43,12 @@ def watch_compiling(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[
 
 
 def _wrapped(model: nn.Module) -> bool:
-    """Whether there is a compiled module around the model."""
-    compiler: Any = sys.modules.get("torch._dynamo.eval_frame")
-    kind = getattr(compiler, "OptimizedModule", None)
+    """Whether there is a compiled module around the model, used or not."""
+    from torch._dynamo.eval_frame import OptimizedModule  # noqa: PLC0415 - seconds to import
+
     return any(
-        type(thing) is kind and any(module is model for module in thing.modules())
-        for thing in (gc.get_objects() if kind is not None else ())
+        type(thing) is OptimizedModule and any(module is model for module in thing.modules())
+        for thing in gc.get_objects()
     )
 
 

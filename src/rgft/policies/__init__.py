@@ -97,19 +97,23 @@ def find_policy(config: Config) -> Policy:
         InputError: Unknown name, a setting that has no effect on this policy, or one that it needs
             is missing.
     """
+    refuse_idle(config, config.changed)
     if isinstance(config.policy, Policy):
         return config.policy
     named = _named(config.policy)
-    fields = type(config).__dataclass_fields__
-    refuse_idle(config, [s for s in SETTINGS if getattr(config, s) != fields[s].default])
     if named.rule is gradual_unfreezing and config.total_steps is None:
         raise InputError(
             "the policy gradual-unfreezing needs total_steps: give Config(total_steps=...)"
         )
     given = {name: getattr(config, name) for name in named.settings}
     return Policy(
-        *(partial(named.rule, **given), named.uses_error, named.changes, _freezes(named, config)),
-        *(named.uses_costs, named.restarts, named.turns),
+        partial(named.rule, **given),
+        uses_error=named.uses_error,
+        changes=named.changes,
+        freezes=_freezes(named, config),
+        uses_costs=named.uses_costs,
+        restarts=named.restarts,
+        turns=named.turns,
     )
 
 
@@ -124,10 +128,12 @@ def refuse_idle(config: Config, given: Iterable[str]) -> None:
         InputError: One has no effect on this policy, or there is no such policy.
     """
     if isinstance(config.policy, Policy):
+        if config.policy.turns and "min_stay" in given:
+            raise InputError("min_stay has no effect on a policy with turns=True; drop it")
         return
     named = _named(config.policy)
     settings = list(named.settings)
-    if _freezes(named, config):  # layers that take turns stay as long as these say
+    if _freezes(named, config):  # a turn is `every` steps long, whatever min_stay says
         settings += [] if named.turns else ["min_stay"]
         settings += ["probe_every"] if named.uses_error else []
     for setting in sorted(SETTINGS.intersection(given).difference(settings)):
