@@ -174,6 +174,7 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "bypass and nothing frozen": (["--set", "bypass=true"], "bypass=True has no effect"),
     "bypass is a word": (["--set", "bypass=yes"], "bypass is 'yes'; allowed: true or false"),
     "frozen below the head": (["--set", "frozen_below=-1"], "frozen_below is -1"),
+    "frozen above all layers": (["--set", "frozen_below=9"], "no layer would train"),
     "max length": (["--max-length", "1"], "max_length is 1"),
     "no training rows": (["--max-train-rows", "0"], "max_train_rows is 0; allowed"),
     "all training rows": (["--max-train-rows", "6"], "but there are 6 training rows"),

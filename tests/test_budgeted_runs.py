@@ -103,6 +103,8 @@ def test_the_survey_is_paid_for_and_recorded(spec: RunSpec, tmp_path: Path) -> N
     assert len(survey["explained"]) == 2
     assert survey["samples"] > 0
     assert record["config"]["frozen_below"] in (1, 2)
+    assert record["start"].startswith(f"survey of {survey['samples']} samples: ")
+    assert f"{record['layers']['kept']} of 2 layers kept" in record["start"]
     chosen = run(
         replace(spec, method="rgft", budget="0.3", settings={"every": 5, "frozen_below": 2}),
         tmp_path / "chosen",

@@ -96,6 +96,8 @@ def run_record(parts, steps, **changes):
         "epochs": 3,
         "batch_size": 16,
         "granularity": "block",
+        "budget": "0.3",
+        "start": "survey of 512 samples: layer 4 explains most",
         "config": {"beta": 0.9, "alpha": 1.0, "budget": 0.3, "signal": "rgn", "bypass": False},
         "command": "rgft train --model minilm --task reviews --method rgft",
         "versions": {"rgft": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},

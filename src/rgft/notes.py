@@ -10,10 +10,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from rgft.budgeting import MOST_VISITS
 from rgft.launch import leads
 from rgft.spending import parse_budget
 
-TOLERANCE = 0.02  # of full fine-tuning, by which a run may end over its budget unsaid
+TOLERANCE = 0.02  # of full fine-tuning, by which a run may miss its budget unsaid
 
 
 def note(text: object) -> None:
@@ -39,6 +40,26 @@ def overspent(record: Mapping[str, Any]) -> str:
         f"the run spent {spent:.1%} of full fine-tuning, over its budget of {share:.1%}: a run has "
         "at least one step, and ends with a whole one; give a larger --budget, a lower "
         "--batch-size, or more data"
+    )
+
+
+def underspent(record: Mapping[str, Any]) -> str:
+    """What to say of a finished run that left much of its share of full fine-tuning, if it did.
+
+    >>> underspent({"budget": "0.3", "flops": {"share": 0.29}})
+    ''
+    >>> underspent({"budget": "0.3", "flops": {"share": 0.08}})[:59]
+    'the run spent 8.0% of full fine-tuning, under its budget of'
+    """
+    if record["budget"] is None:
+        return ""
+    share, spent = parse_budget(record["budget"]).share, record["flops"]["share"]
+    if share is None or spent >= share - TOLERANCE:
+        return ""
+    return (
+        f"the run spent {spent:.1%} of full fine-tuning, under its budget of {share:.1%}: it makes "
+        f"at most {MOST_VISITS} passes for each of --epochs; give more of them, train deeper, or "
+        "give a smaller --budget"
     )
 
 

@@ -37,6 +37,7 @@ from rgft.run_trainer import Sampling
 from rgft.settings import method_config
 from rgft.spec import RunSpec
 from rgft.spending import Spending
+from rgft.structure.architecture import outline
 from rgft.structure.cutting import count_layers, keep_layers
 from rgft.structure.dropout import turn_off_dropout
 from rgft.survey import Survey
@@ -78,6 +79,18 @@ class Prepared:
     def auto(self) -> bool:
         """Whether the run finds its own budget."""
         return self.spending is not None and self.spending.budget.auto
+
+    @property
+    def start(self) -> str | None:
+        """What the survey found and what was chosen by it, in a sentence; None without one."""
+        if self.survey is None:
+            return None
+        depth = self.config.frozen_below
+        frozen = f"depths below {depth} frozen" if depth else "all trained"
+        return (
+            f"{self.survey.told()}; {self.layers.kept} of {self.layers.of} layers kept, {frozen}; "
+            f"learning rate {self.lr:.2g}, batches of {self.batch_size}"
+        )
 
     def storage(self, folder: Path) -> Storage | None:
         """Where the prefix cache keeps what it has, if there is one."""
@@ -215,6 +228,12 @@ def _check_guidance(
     model: nn.Module, config: Config, spending: Spending | None, meter: FlopMeter
 ) -> None:
     """Say now, not after the start, what the guide cannot use."""
+    depths = [part.depth for part in outline(model) if part.module is not None]
+    if depths and config.frozen_below > max(depths):
+        raise InputError(
+            f"frozen_below is {config.frozen_below}, and the last layer of this model has depth "
+            f"{max(depths)}: no layer would train; give at most that, or --method linear-probing"
+        )
     trainable = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trainable, lr=0.0)
     trial = replace(config, total_steps=config.total_steps or sys.maxsize)

@@ -74,6 +74,23 @@ class Survey:
         last_but_one = max(0, (kept or self.layers(something)) - 2)
         return min(min(known) + 1, self.depths[last_but_one])
 
+    def told(self) -> str:
+        """What was found, in a few words.
+
+        >>> Survey((1, 2, 3), (0.2, 0.5, 0.52), 1000).told()
+        "survey of 1,000 samples: layer 3 explains most of the labels' variance, 52%"
+        >>> Survey((1, 2, 3), (0.01, 0.03, 0.02), 1000).told()
+        "survey of 1,000 samples: no layer explains 15% of the labels' variance (at most 3%)"
+        """
+        best = max(self.explained)
+        place = self.explained.index(best) + 1
+        found = (
+            f"layer {place} explains most of the labels' variance, {best:.0%}"
+            if self.known()
+            else f"no layer explains {SOMETHING:.0%} of the labels' variance (at most {best:.0%})"
+        )
+        return f"survey of {self.samples:,} samples: {found}"
+
     def layers(self, something: float = SOMETHING, noise: float = NOISE) -> int:
         """How many layers are of use: up to the one after that whose output explains most.
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
 
@@ -92,6 +93,8 @@ def run(
             record |= {"status": "running", **_facts(spec, prepared)}
             launch.alone(lambda: _note_start(output_dir, record, step_of(checkpoint), launch))
             begun.append(True)
+            if prepared.start is not None and launch.first and not resume:
+                tqdm.write(prepared.start)
             return _execute(spec, prepared, output_dir, record, checkpoint, launch)
     except Exception as error:
         unfinished = begun and record["status"] == "running"
@@ -174,6 +177,7 @@ def _facts(spec: RunSpec, prepared: Prepared) -> dict[str, Any]:
         "dropout": prepared.dropout,
         "layers": prepared.layers._asdict(),
         "survey": None if prepared.survey is None else asdict(prepared.survey),
+        "start": prepared.start,
         "granularity": config["granularity"],
         "config": config,
         "rows": {split: len(rows) for split, rows in prepared.examples.items()},

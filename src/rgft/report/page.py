@@ -168,6 +168,8 @@ def tables(run: Run) -> list[Table]:
         Table("Settings", _rows({
             "method": run.method, "task": run.task, "model": run.model, "seed": run.seed,
             "learning rate": run.lr, "epochs": run.epochs, "batch size": run.batch_size,
+            **({} if run.budget is None else {"budget": run.budget}),
+            **({} if run.start is None else {"start": run.start}),
             "granularity": run.granularity, "components": len(run.components),
             "trainable parameters": amounts.count(run.parameters["trainable"]),
             "compute spent": amounts.flops(run.flops["spent"]),

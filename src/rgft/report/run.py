@@ -66,6 +66,8 @@ class Run:
         lr: Learning rate before schedule and multipliers.
         epochs: Passes over the training data that were asked for.
         batch_size: Samples per step.
+        budget: What was given, None without one.
+        start: What a survey found and what was chosen by it, None without one.
         granularity: How the model was split into components.
         config: The method's settings.
         command: Shell command that repeats the run, in a new folder beside it.
@@ -93,6 +95,8 @@ class Run:
     lr: float
     epochs: float
     batch_size: float
+    budget: str | None
+    start: str | None
     granularity: str | None
     config: Mapping[str, object]
     command: str
@@ -144,6 +148,8 @@ def _parse(fields: Fields, error_map: ErrorGrid | None, again: str) -> Run:
         lr=fields.number("lr"),
         epochs=fields.number("epochs"),
         batch_size=fields.number("batch_size"),
+        budget=fields.optional_text("budget"),
+        start=fields.optional_text("start"),
         granularity=fields.optional_text("granularity"),
         config=fields.inside("config").values,
         command=f"{fields.text('command')} --output-dir {shlex.quote(again)}",
