@@ -206,11 +206,13 @@ def test_the_page_is_whole_and_reaches_out_to_nothing() -> None:
     ]
     page = render(records, "a <title>")
     assert "&lt;b&gt;&amp;x" in page and "<b>&x" not in page and "</script><i>" not in page
-    assert "1 cells have failed" in page
+    assert "1 of the cells failed" in page and "&lt;/script&gt;" in page
     body = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
     assert re.findall(r"""(?:src|href)=["']?(?:https?:)?//""", body) == []
     assert page.count('<script type="application/json">') >= 2
-    assert "## Leaderboard" in markdown(records)
+    written = markdown(records)
+    assert "## Leaderboard" in written
+    assert "## Failed cells" in written and "</script><i>no</i>" in written
 
 
 def test_what_holds_no_records_is_said(tmp_path: Path) -> None:

@@ -71,7 +71,12 @@ def bench(  # noqa: PLR0913, PLR0917 - its options
             "start it in one"
         )
     from rgft import extensions  # noqa: PLC0415 - what follows takes seconds to import
-    from rgft.bench.cells import by_key, check_arms_differ, settled  # noqa: PLC0415
+    from rgft.bench.cells import (  # noqa: PLC0415
+        by_key,
+        check_arms_differ,
+        settled,
+        shown_labels,
+    )
     from rgft.bench.journal import FILE, read_records  # noqa: PLC0415
     from rgft.bench.running import outcome, run_suite  # noqa: PLC0415
     from rgft.bench.suite import load_suite  # noqa: PLC0415
@@ -104,8 +109,8 @@ def bench(  # noqa: PLR0913, PLR0917 - its options
     see = ["rgft", "report", str(output_dir), "--output", f"{suite.name.replace('/', '-')}.html"]
     print(f"{after.finished} finished, {len(after.failed)} failed; see it with: {shlex.join(see)}")
     for record in after.failed:
-        shown = " ".join(str(record[name]) for name in ("task", "arm", "budget", "rate", "seed"))
-        print(f"rgft: failed: {shown}: {record['reason']}", file=sys.stderr)
+        labels = {name: record[name] for name in ("task", "arm", "budget", "rate", "seed")}
+        print(f"rgft: failed: {shown_labels(labels)}: {record['reason']}", file=sys.stderr)
     if after.failed:
         raise SystemExit(1)
 

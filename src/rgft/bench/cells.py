@@ -44,10 +44,18 @@ class Cell:
 
     def __str__(self) -> str:
         """One line for people."""
-        rate = self.labels["rate"]
-        shown = "own rate" if rate is None else f"rate {rate:g}"
-        said = [str(self.labels[name]) for name in ("task", "arm")]
-        return " ".join([*said, f"budget {self.labels['budget']}", shown, f"seed {self.spec.seed}"])
+        return shown_labels({**self.labels, "seed": self.spec.seed})
+
+
+def shown_labels(labels: Mapping[str, Any]) -> str:
+    """Which cell it is, in a line for people.
+
+    >>> shown_labels({"task": "trec", "arm": "rgft", "budget": 0.3, "rate": None, "seed": 0})
+    'trec rgft budget 0.3 own rate seed 0'
+    """
+    rate = "own rate" if labels["rate"] is None else f"rate {labels['rate']:g}"
+    task, arm, budget, seed = (labels[name] for name in ("task", "arm", "budget", "seed"))
+    return f"{task} {arm} budget {budget} {rate} seed {seed}"
 
 
 def points(suite: Suite) -> Iterator[Point]:

@@ -81,8 +81,8 @@ def render(records: Sequence[Record], title: str) -> str:
     return template("bench.html.jinja").render(
         title=title,
         subtitle=f"{len(latest) - len(failed)} finished runs, {len(failed)} failed",
-        failed=failed,
-        tables=[*all_tables(found), *maps.all_tables(found)],
+        failed=len(failed),
+        tables=[*all_tables(found), *maps.all_tables(found), *_failures(latest)],
         panels=shown,
         ablations=ablation_sections(found),
         sources=_sources(latest),
@@ -128,11 +128,26 @@ def ablation_sections(found: Sequence[Result]) -> list[tuple[Table, Panel]]:
 
 
 def markdown(records: Sequence[Record]) -> str:
-    """The tables as Markdown."""
-    found = results(records)
+    """The tables as Markdown, those of failed cells at the end."""
+    latest = list(by_key(list(map(dict, records))).values())
+    found = results(latest)
     told = [("##", table) for table in (*all_tables(found), *maps.all_tables(found))]
     told += [("## Ablation:", table) for table in ablations.all_tables(found)]
+    told += [("##", table) for table in _failures(latest)]
     return "\n\n".join(table.section(mark) for mark, table in told) + "\n"
+
+
+def _failures(records: Sequence[Record]) -> list[Table]:
+    """A table of the cells that failed, if there are some."""
+    failed = [record for record in records if record["status"] == "failed"]
+    names = ("task", "arm", "budget", "rate", "seed")
+    rows = [
+        ["own" if record[name] is None else str(record[name]) for name in names]
+        + [str(record["reason"])]
+        for record in failed
+    ]
+    header = [*names, "reason"]
+    return [Table("Failed cells", "They are in no number.", header, rows)] if rows else []
 
 
 def _sources(records: Sequence[Record]) -> list[tuple[str, str]]:
