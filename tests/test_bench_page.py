@@ -198,6 +198,13 @@ def test_other_domains_and_calibration_are_shown_where_recorded() -> None:
     assert [list(row) for row in calibration(found).rows] == [["t", "0.5", "full", "5.0", "0.300"]]
 
 
+def test_what_runs_warned_of_is_told_with_their_number() -> None:
+    records = [record("full", seed, 0.5, notes=["<too> short"]) for seed in (0, 1)]
+    assert "| t | full at 0.5 | 2 | <too> short |" in markdown(records)
+    assert "&lt;too&gt; short" in render(records, "a title")
+    assert "## Notes" not in markdown([record("full", 0, 0.5, notes=[])])
+
+
 def test_the_page_is_whole_and_reaches_out_to_nothing() -> None:
     records = [
         *read_records(RECORDS),

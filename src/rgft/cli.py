@@ -204,13 +204,7 @@ def train(  # noqa: PLR0913, PLR0917 - its options
         spec = from_arguments(before.get("arguments") or {}, **given)
     else:
         spec = RunSpec(**given)
-    from rgft.notes import (  # noqa: PLC0415
-        note,
-        notes_at_once,
-        overspent,
-        undecided,
-        underspent,
-    )
+    from rgft.notes import afterwards, note, notes_at_once  # noqa: PLC0415
     from rgft.train import run  # noqa: PLC0415
 
     again = f"go on with: rgft train --resume --output-dir {shlex.quote(str(output_dir))}"
@@ -225,7 +219,7 @@ def train(  # noqa: PLR0913, PLR0917 - its options
         return
     if record["status"] == "interrupted":
         fail(f"stopped and saved at step {record['step']}; {again}", 1)
-    for said in filter(None, (overspent(record), underspent(record), undecided(record))):
+    for said in afterwards(record):
         note(said)
     show(summary(record))
     report = output_dir / "report.html"

@@ -77,19 +77,28 @@ def undecided(record: Mapping[str, Any]) -> str:
     )
 
 
+def afterwards(record: Mapping[str, Any]) -> list[str]:
+    """What to say of a finished run."""
+    return list(filter(None, (overspent(record), underspent(record), undecided(record))))
+
+
 @contextmanager
-def notes_at_once() -> Iterator[None]:
-    """Warnings in the block become notes, each text once; those for developers are left out."""
-    told: set[str] = set()
+def notes_at_once() -> Iterator[list[str]]:
+    """Warnings in the block become notes, each text once; those for developers are left out.
+
+    Yields:
+        The notes so far.
+    """
+    told: list[str] = []
 
     def tell(message: Warning | str, *where: object, **how: object) -> None:
         del where, how
         if str(message) not in told:
-            told.add(str(message))
+            told.append(str(message))
             note(message)
 
     with warnings.catch_warnings():
         for kind in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", kind)
         warnings.showwarning = tell
-        yield
+        yield told

@@ -37,16 +37,19 @@ def execute(cell: Cell, folder: Path, threads: int) -> dict[str, Any] | None:
     """
     import torch  # noqa: PLC0415 - a server of processes imports it, and no one else here needs it
 
+    from rgft.notes import afterwards, notes_at_once  # noqa: PLC0415
     from rgft.train import run  # noqa: PLC0415
 
     torch.set_num_threads(threads)
     start, labels = time.perf_counter(), {"key": cell.key, **cell.labels}
     try:
         resume = (folder / RUN_FILE).exists()
-        result = run(cell.spec, folder, resume=resume)
+        with notes_at_once() as notes:
+            result = run(cell.spec, folder, resume=resume)
         if result["status"] == "interrupted":
             return None
-        return {"status": "finished", **labels, **record_of_run(folder), **labels}
+        said = [in_suite(" ".join(text.split())) for text in (*notes, *afterwards(result))]
+        return {"status": "finished", **labels, **record_of_run(folder), **labels, "notes": said}
     except KeyboardInterrupt:
         return None
     except Exception as error:

@@ -82,7 +82,7 @@ def render(records: Sequence[Record], title: str) -> str:
         title=title,
         subtitle=f"{len(latest) - len(failed)} finished runs, {len(failed)} failed",
         failed=len(failed),
-        tables=[*all_tables(found), *maps.all_tables(found), *_failures(latest)],
+        tables=[*all_tables(found), *maps.all_tables(found), *_notes(latest), *_failures(latest)],
         panels=shown,
         ablations=ablation_sections(found),
         sources=_sources(latest),
@@ -133,8 +133,20 @@ def markdown(records: Sequence[Record]) -> str:
     found = results(latest)
     told = [("##", table) for table in (*all_tables(found), *maps.all_tables(found))]
     told += [("## Ablation:", table) for table in ablations.all_tables(found)]
-    told += [("##", table) for table in _failures(latest)]
+    told += [("##", table) for table in (*_notes(latest), *_failures(latest))]
     return "\n\n".join(table.section(mark) for mark, table in told) + "\n"
+
+
+def _notes(records: Sequence[Record]) -> list[Table]:
+    """A table of what the runs had to say, if they had."""
+    said: dict[tuple[str, str, str], int] = {}
+    for record in records:
+        for text in record.get("notes", ()):
+            key = (str(record["task"]), f"{record['arm']} at {record['budget']}", text)
+            said[key] = said.get(key, 0) + 1
+    rows = [[task, arm, str(count), text] for (task, arm, text), count in said.items()]
+    header = ["task", "arm and budget", "runs", "note"]
+    return [Table("Notes", "What runs warned of.", header, rows)] if rows else []
 
 
 def _failures(records: Sequence[Record]) -> list[Table]:
