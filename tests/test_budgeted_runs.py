@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 
 from rgft.batches import TextInputs
-from rgft.budgeting import batch_shapes, full_fine_tuning_flops
+from rgft.budgeting import SURVEY_FEW, batch_shapes, full_fine_tuning_flops
 from rgft.costs import CostModel
 from rgft.errors import InputError
 from rgft.methods import METHODS
@@ -21,6 +22,7 @@ from rgft.spec import RunSpec, command
 from rgft.tasks import load_folder
 from rgft.train import run
 from runs import assert_a_kill_leaves_no_trace, call
+from tiny_run import build_data
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +113,15 @@ def test_the_survey_is_paid_for_and_recorded(spec: RunSpec, tmp_path: Path) -> N
     )
     assert chosen["survey"] is None
     assert chosen["config"]["frozen_below"] == 2
+
+
+def test_a_survey_of_enough_samples_says_nothing_of_chance(spec: RunSpec, tmp_path: Path) -> None:
+    data = build_data(tmp_path / "data", rows={"train": 300, "validation": 20, "test": 20})
+    plenty = replace(spec, data=str(data), method="rgft", budget="0.9", batch_size=32)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="the survey saw")
+        record = run(plenty, tmp_path / "run")
+    assert record["survey"]["samples"] >= SURVEY_FEW
 
 
 def test_a_time(spec: RunSpec, tmp_path: Path) -> None:

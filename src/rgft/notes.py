@@ -23,44 +23,35 @@ def note(text: object) -> None:
         tqdm.write(f"rgft: note: {' '.join(str(text).split())}", file=sys.stderr)
 
 
-def overspent(record: Mapping[str, Any]) -> str:
-    """What to say of a finished run that ended well over its share of full fine-tuning, if it did.
+def missed(record: Mapping[str, Any]) -> str:
+    """What to say of a finished run that ended well beside its share of full fine-tuning, if so.
 
-    >>> overspent({"budget": "0.1", "flops": {"share": 0.11}})
+    >>> missed({"budget": "0.1", "flops": {"share": 0.11}})
     ''
-    >>> overspent({"budget": "0.1", "flops": {"share": 0.25}})[:59]
+    >>> missed({"budget": "0.1", "flops": {"share": 0.25}})[:59]
     'the run spent 25.0% of full fine-tuning, over its budget of'
-    """
-    if record["budget"] is None:
-        return ""
-    share, spent = parse_budget(record["budget"]).share, record["flops"]["share"]
-    if share is None or spent <= share + TOLERANCE:
-        return ""
-    return (
-        f"the run spent {spent:.1%} of full fine-tuning, over its budget of {share:.1%}: a run has "
-        "at least one step, and ends with a whole one; give a larger --budget, a lower "
-        "--batch-size, or more data"
-    )
-
-
-def underspent(record: Mapping[str, Any]) -> str:
-    """What to say of a finished run that left much of its share of full fine-tuning, if it did.
-
-    >>> underspent({"budget": "0.3", "flops": {"share": 0.29}})
-    ''
-    >>> underspent({"budget": "0.3", "flops": {"share": 0.08}})[:59]
+    >>> missed({"budget": "0.3", "flops": {"share": 0.08}})[:59]
     'the run spent 8.0% of full fine-tuning, under its budget of'
     """
     if record["budget"] is None:
         return ""
     share, spent = parse_budget(record["budget"]).share, record["flops"]["share"]
-    if share is None or spent >= share - TOLERANCE:
+    if share is None or abs(spent - share) <= TOLERANCE:
         return ""
-    return (
-        f"the run spent {spent:.1%} of full fine-tuning, under its budget of {share:.1%}: it makes "
-        f"at most {MOST_VISITS} passes for each of --epochs; give more of them, train deeper, or "
-        "give a smaller --budget"
+    side, why = (
+        (
+            "over",
+            "a run has at least one step, and ends with a whole one; give a larger --budget, a "
+            "lower --batch-size, or more data",
+        )
+        if spent > share
+        else (
+            "under",
+            f"it makes at most {MOST_VISITS} passes for each of --epochs; give more of them, train "
+            "deeper, or give a smaller --budget",
+        )
     )
+    return f"the run spent {spent:.1%} of full fine-tuning, {side} its budget of {share:.1%}: {why}"
 
 
 def undecided(record: Mapping[str, Any]) -> str:
@@ -79,7 +70,7 @@ def undecided(record: Mapping[str, Any]) -> str:
 
 def afterwards(record: Mapping[str, Any]) -> list[str]:
     """What to say of a finished run."""
-    return list(filter(None, (overspent(record), underspent(record), undecided(record))))
+    return list(filter(None, (missed(record), undecided(record))))
 
 
 @contextmanager
