@@ -179,7 +179,7 @@ def end_now(error: BaseException) -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError):  # no one may be left who reads it
             stream.flush()
-    code = error.code if isinstance(error, SystemExit) else 1
+    code = (error.code or 0) if isinstance(error, SystemExit) else 1
     os._exit(code if isinstance(code, int) else 1)
 
 

@@ -85,11 +85,10 @@ class Prepared:
         """What the survey found and what was chosen by it, in a sentence; None without one."""
         if self.survey is None:
             return None
-        depth = self.config.frozen_below
-        frozen = f"depths below {depth} frozen" if depth else "all trained"
         return (
-            f"{self.survey.told()}; {self.layers.kept} of {self.layers.of} layers kept, {frozen}; "
-            f"learning rate {self.lr:.2g}, batches of {self.batch_size}"
+            f"{self.survey.told()}; {self.layers.kept} of {self.layers.of} layers kept, depths "
+            f"below {self.config.frozen_below} frozen; learning rate {self.lr:.2g}, batches of "
+            f"{self.batch_size}"
         )
 
     def storage(self, folder: Path) -> Storage | None:
