@@ -97,7 +97,12 @@ def test_differences_are_paired_by_seed() -> None:
     records += [record("x", seed, score) for seed, score in enumerate(ours)]
     (row,) = against_full(results(records)).rows
     assert row[:4] == ["0.5", "x", "full", "+10.0"]
-    assert row[4] == "[+10.0, +10.0]" and row[-1] == "better" and row[5] == "0.25"
+    assert row[4] == "[+10.0, +10.0]" and row[-1] == "too few" and row[5] == "0.25"
+    six = [
+        record(arm, s, 0.5 + s / 100 + (arm == "x") / 10) for arm in ("full", "x") for s in range(6)
+    ]
+    (row,) = against_full(results(six)).rows
+    assert row[-1] == "better" and row[5] == "0.0312"
     assert ours_against(results(records)).rows == []
     records += [record("rgft", seed, score + 0.2) for seed, score in enumerate(theirs)]
     rows = ours_against(results(records)).rows

@@ -157,6 +157,10 @@ def test_the_command_and_the_page_have_the_tables(tmp_path: Path) -> None:
     tables = tmp_path / "maps.md"
     assert CliRunner().invoke(app, ["maps", str(file), "--markdown", str(tables)]).exit_code == 0
     assert tables.read_text(encoding="utf-8") == said.output
+    short = record("t", "short", 0, UP[:3], UP[:3])
+    file.write_text("".join(json.dumps(one) + "\n" for one in [*records, short]), encoding="utf-8")
+    with pytest.warns(RuntimeWarning, match="1 of 3 error maps are left out.*: t short"):
+        CliRunner().invoke(app, ["maps", str(file)])
     late = {**records[0]["error_map"], "course": [0.5, 1.0]}
     file.write_text(json.dumps({**records[0], "error_map": late}) + "\n", encoding="utf-8")
     said = CliRunner().invoke(app, ["maps", str(file)], standalone_mode=False)

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from rgft.errors import InputError
+from rgft.errors import InputError, warn
 from rgft.launch import launched
 
 
@@ -165,18 +165,30 @@ def report(
 def compare_maps(places: tuple[Path, ...], markdown: Path | None) -> None:
     """Compare the error maps of runs: over seeds, tasks, methods and a run's course."""
     from rgft.atomic import write_text_atomically  # noqa: PLC0415
-    from rgft.bench.maps import LEAST_COMPONENTS, all_tables, run_maps  # noqa: PLC0415
+    from rgft.bench.maps import (  # noqa: PLC0415
+        LEAST_COMPONENTS,
+        all_tables,
+        left_out,
+        run_maps,
+    )
     from rgft.bench.page import load  # noqa: PLC0415
-    from rgft.bench.results import results  # noqa: PLC0415
+    from rgft.bench.results import results, shown  # noqa: PLC0415
 
     check_new_file("--markdown", markdown)
     found = results(load(places))
+    maps = run_maps(found)
     tables = all_tables(found)
     if not tables:
         where = ", ".join(map(str, places))
         raise InputError(
-            f"nothing to compare: {len(run_maps(found))} error maps in {where}; give runs of "
+            f"nothing to compare: {len(maps)} error maps in {where}; give runs of "
             f"several seeds, tasks or methods with at least {LEAST_COMPONENTS} components in common"
+        )
+    if short := left_out(maps):
+        names = ", ".join(dict.fromkeys(f"{shown(one.problem, found)} {one.arm}" for one in short))
+        warn(
+            f"{len(short)} of {len(maps)} error maps are left out, since fewer than "
+            f"{LEAST_COMPONENTS} of their components were scored: {names}"
         )
     text = "\n\n".join(table.section("##") for table in tables)
     if markdown is None:

@@ -175,7 +175,7 @@ def step_share(
     kept = [
         i
         for i, component in enumerate(components)
-        if component.depth >= config.frozen_below or component.kind in config.always_train
+        if config.may_train(component.kind, component.depth)
     ]
     return costs.cost(kept) / costs.full
 

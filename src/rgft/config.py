@@ -96,6 +96,15 @@ class Config:
         given = ((f.name, getattr(self, f.name), f.default) for f in fields(self))
         return frozenset(name for name, value, default in given if value != default)
 
+    def may_train(self, kind: str, depth: int) -> bool:
+        """Whether components of this kind and depth are not frozen for good.
+
+        >>> config = Config(frozen_below=3)
+        >>> [config.may_train(k, d) for k, d in (("layer", 2), ("layer", 3), ("head", 0))]
+        [False, True, True]
+        """
+        return depth >= self.frozen_below or kind in self.always_train
+
     def __post_init__(self) -> None:
         check(self, RULES)
 

@@ -104,7 +104,8 @@ class ErrorMap:
     def record(self, step: int, lr_scale: tuple[float, ...]) -> None:
         """Remember the state after `step` for the history. Does not wait for the device."""
         if self.history.keeps(step):
-            self._pending.append((step, torch.stack([self._last, self.values]), lr_scale))
+            seen = torch.where(self._count > 0, self.values, torch.nan)
+            self._pending.append((step, torch.stack([self._last, seen]), lr_scale))
         if len(self._pending) >= self.history.limit:
             self.flush()  # long stretches without a decision: the memory stays bounded
 
@@ -134,8 +135,8 @@ class ErrorMap:
         """The history as a tidy table.
 
         Returns:
-            Columns step, component, kind, depth, score (NaN: not observed), error (E), lr_scale
-            (0: frozen); one row per kept step and component. Use
+            Columns step, component, kind, depth, score (NaN: not observed), error (E; NaN: never
+            observed so far), lr_scale (0: frozen); one row per kept step and component. Use
             `.pivot(index="step", columns="component", values="error")` for a matrix.
         """
         try:

@@ -17,6 +17,7 @@ in: there have to be `VISITS` visits, too.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -91,10 +92,11 @@ def visit_costs(
     meter: FlopMeter, config: Config, batch: Mapping[str, Tensor], depth: int
 ) -> tuple[float, float]:
     """FLOPs of a sample's first visit, and of later ones, if training reaches down to `depth`."""
+    opened = replace(config, frozen_below=depth)
     trained = frozenset(
         part.parameter
         for component in partition(meter.model, config.granularity)
-        if component.depth >= depth or component.kind in config.always_train
+        if opened.may_train(component.kind, component.depth)
         for part in component.slices
     )
     paths = {module: path for path, module in meter.model.named_modules()}

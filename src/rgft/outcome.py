@@ -51,7 +51,9 @@ def outcome(
         "peak_memory_bytes": _most(records.peak_memory_bytes(), launch),
         "parameters": {
             "total": sum(p.numel() for p in parameters),
-            "trainable": sum(c["numel"] for c in components),
+            "trainable": sum(
+                c["numel"] for c in components if prepared.config.may_train(c["kind"], c["depth"])
+            ),
             "updated_per_step": recorder.updated_per_step(),
         },
         "components": components,

@@ -11,6 +11,7 @@ from rgft.bench.results import REFERENCE, Problem, Result
 from rgft.bench.statistics import holm, interval, paired_p
 
 OURS = "rgft"
+LEAST_PAIRS = 6  # of fewer, the least p of a sign-flip test, 2 / 2^n, is above .05
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """In a word; "tie" wherever the interval holds 0, "too few" runs where there is none."""
-        if math.isnan(self.low):
+        """In a word; "tie" wherever the interval holds 0, "too few" pairs where none can tell."""
+        if self.pairs < LEAST_PAIRS or math.isnan(self.low):
             return "too few"
         if self.low > 0:
             return "better"

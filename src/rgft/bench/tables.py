@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from rgft.bench.areas import areas
 from rgft.bench.comparisons import (
+    LEAST_PAIRS,
     OURS,
     Comparison,
     against_reference,
@@ -91,7 +92,8 @@ def _compared(title: str, comparisons: Sequence[Comparison], found: Sequence[Res
     caption = (
         "Difference in points, paired by task and seed; 95% bootstrap interval over seeds within "
         "tasks (too narrow with three of them); p of the sign-flip test, corrected by Holm over "
-        "the table. A tie is an interval that holds 0."
+        "the table. A tie is an interval that holds 0; fewer than "
+        f"{LEAST_PAIRS} pairs are too few to tell."
     )
     header = ["budget", "arm", "against", "difference", "95% interval", "p", "tasks", "pairs", ""]
     rows = [

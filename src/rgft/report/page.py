@@ -218,8 +218,8 @@ def _error_map_caption(run: Run) -> str:
     return (
         "A row is a component, embeddings at the bottom and the task head on top; a column is a "
         "step. Bright cells contribute most of the error at that step. White lines mark frozen "
-        "components; light grey cells have no record. The raw view compares steps, the log scale "
-        "shows small errors beside large ones."
+        "components; light grey cells were never scored so far. The raw view compares steps, the "
+        "log scale shows small errors beside large ones."
     )
 
 

@@ -93,7 +93,9 @@ def _label(axes: Any, run: Run, grid: ErrorGrid, plot_height: float) -> None:
     names = [amounts.shortened(grid.names[row], 34) for row in rows]
     # names are not formulas: a dollar sign in one stays a dollar sign
     axes.set_yticks(list(rows), names, fontsize=7, parse_math=False)
-    note = " (white line: component frozen)" if grid.frozen.any() else ""
+    notes = ["white line: component frozen"] if grid.frozen.any() else []
+    notes += ["grey: never scored so far"] if np.isnan(grid.share).any() else []
+    note = f" ({'; '.join(notes)})" if notes else ""
     axes.set_xlabel(f"optimizer step{note}")
     title = f"Error map: {run.method} on {run.task} with {run.model}"
     axes.set_title(amounts.shortened(title, 75), fontsize=11, loc="left", parse_math=False)

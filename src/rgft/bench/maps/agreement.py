@@ -10,9 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from rgft.bench.maps.run_maps import Floats, Ints, aligned
+from rgft.bench.maps.run_maps import LEAST_COMPONENTS, Floats, Ints, aligned
 
-LEAST_COMPONENTS = 4  # fewer have too few orders to tell two maps apart
 RESAMPLES = 1_999
 Measure = Callable[[Floats, Floats], Floats]
 

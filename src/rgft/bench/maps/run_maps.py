@@ -13,6 +13,7 @@ from rgft.bench.results import Problem, Result
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
+LEAST_COMPONENTS = 4  # fewer have too few orders to tell two maps apart
 EARLY = 0.1  # of the run
 EARLY_AT_MOST = 0.15  # a map that was recorded later than this is no early one
 
@@ -57,6 +58,11 @@ def run_maps(found: Iterable[Result]) -> list[RunMap]:
 def _scored(names: Sequence[str], row: Sequence[float | None]) -> dict[str, float]:
     """A component that was frozen from the start has no score, and 0 or nothing in its place."""
     return {name: value for name, value in zip(names, row, strict=True) if value}
+
+
+def left_out(maps: Sequence[RunMap]) -> list[RunMap]:
+    """Those whose map has too few scored components to be compared with any."""
+    return [one for one in maps if len(one.end) < LEAST_COMPONENTS]
 
 
 def aligned(maps: Sequence[Mapping[str, float]]) -> Floats:
