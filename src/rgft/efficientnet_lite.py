@@ -87,7 +87,7 @@ def folder() -> Path:
     Raises:
         InputError: The package is not installed.
     """
-    return store_folder(f"models/{NAME}-{VERSION}", _write, _weights)
+    return store_folder(f"models/{NAME}-{VERSION}", _weights, _write)
 
 
 def _weights() -> Path:
@@ -97,9 +97,9 @@ def _weights() -> Path:
     return Path(spec.origin).parent / WEIGHTS[1]
 
 
-def _write(staging: Path) -> None:
+def _write(weights: Path, staging: Path) -> None:
     model = EfficientNetLiteForImageClassification(EfficientNetLiteConfig(num_labels=CLASSES))
-    state: dict[str, Any] = torch.load(_weights(), weights_only=True)
+    state: dict[str, Any] = torch.load(weights, weights_only=True)
     head = {name: state.pop(f"_fc.{name}") for name in ("weight", "bias")}
     model.net.load_state_dict(state)
     model.classifier.load_state_dict(head)

@@ -24,7 +24,7 @@ def folder() -> Path:
     Raises:
         InputError: The package, or the one that reads it, is not installed.
     """
-    return store_folder(f"models/{NAME}-{VERSION}", _write, _packed)
+    return store_folder(f"models/{NAME}-{VERSION}", _packed, _write)
 
 
 def _packed() -> Path:
@@ -46,12 +46,11 @@ def _packed() -> Path:
     return Path(spec.origin).parent
 
 
-def _write(staging: Path) -> None:
+def _write(packed: Path, staging: Path) -> None:
     """Transformers takes a model that came from GGUF for a quantised one, which cannot be trained.
 
     Its weights are plain numbers by then; a model made anew from them is an ordinary one.
     """
-    packed = _packed()
     source = AutoModelForCausalLM.from_pretrained(packed, gguf_file=FILE, dtype=torch.float32)
     config = source.config
     del config.quantization_config

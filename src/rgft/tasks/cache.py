@@ -40,23 +40,24 @@ def store(path: Path, content: bytes) -> None:
 
 
 def store_folder(
-    name: str, write: Callable[[Path], object], check: Callable[[], object] = lambda: None
+    name: str, find: Callable[[], Path], write: Callable[[Path, Path], object]
 ) -> Path:
-    """A folder of the cache, which `write` has filled; if it is there already nothing is done.
+    """A folder of the cache, made of a source; if it is there already nothing is done.
 
     Args:
         name: Where it is in the cache.
-        write: Fills the folder that it gets.
-        check: Raises what keeps `write` from its work, before anything is made.
+        find: Where the source is, or raises what it lacks, before anything is made.
+        write: Fills, of the source, the folder that it gets beside it.
 
     Raises:
         InputError: It cannot be written.
     """
     place = cache_home() / name
-    if not place.is_dir():
-        check()
+    if place.is_dir():
+        return place
+    source = find()
     try:
-        return folder_made_once(place, write)
+        return folder_made_once(place, lambda staging: write(source, staging))
     except Exception as error:
         if reason := storage_problem(error):
             raise _unwritable(place, reason) from error
