@@ -137,9 +137,11 @@ def refuse_idle(config: Config, given: Iterable[str]) -> None:
         settings += [] if named.turns else ["min_stay"]
         settings += ["probe_every"] if named.uses_error else []
     for setting in sorted(SETTINGS.intersection(given).difference(settings)):
+        others = [name for name, policy in POLICIES.items() if setting in policy.settings]
         raise InputError(
             f"{setting} has no effect on the policy '{config.policy}', whose settings are: "
-            f"{', '.join(settings) or 'none'}; drop it"
+            f"{', '.join(settings) or 'none'} ({setting} is for "
+            f"{', '.join(others) or 'policies that freeze'}); drop it"
         )
 
 
