@@ -97,7 +97,8 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
     "rank of pairs": (["--method", "lora", "--set", "rank=4"], "(did you mean 'lora_rank'?)"),
     "default of another policy": (
         ["--method", "badam", "--set", "active=2"],
-        "active has no effect on the policy 'badam', whose settings are: none (active is for lisa, grass); drop it",
+        "active has no effect on the policy 'badam', whose settings are: none (active is for lisa, "
+        "grass); drop it",
     ),
     "default of another signal": (
         ["--set", "probe_samples=16"],

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,11 +20,13 @@ from rgft.errors import InputError
 from rgft.methods import METHODS
 from rgft.models import load_classifier
 from rgft.policies import find_policy
+from rgft.rate_scale import rate_scale
 from rgft.spec import RunSpec, command
+from rgft.survey import SOMETHING
 from rgft.tasks import load_folder
 from rgft.train import run
 from runs import assert_a_kill_leaves_no_trace, call
-from tiny_run import build_data
+from tiny_run import FILLER, build_data, build_model
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +117,34 @@ def test_the_survey_is_paid_for_and_recorded(spec: RunSpec, tmp_path: Path) -> N
     )
     assert chosen["survey"] is None
     assert chosen["config"]["frozen_below"] == 2
+
+
+def guessed(rng: random.Random) -> dict[str, Any]:
+    """A text that says nothing of its label."""
+    return {"text": " ".join(rng.choices(FILLER, k=6)), "label": rng.choice(("good", "bad"))}
+
+
+def test_labels_that_no_layer_knows_train_every_layer_if_there_are_visits_enough(
+    spec: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_model(tmp_path / "model", layers=6)
+    data = build_data(tmp_path / "data", guessed, {"train": 300, "validation": 20, "test": 20})
+    given = replace(spec, model=str(model), data=str(data), method="rgft", budget="0.4")
+    given = replace(given, batch_size=None, lr=None)
+    recipes = METHODS["rgft"].surveyed
+    assert recipes is not None
+    scale = rate_scale(load_classifier(str(model), ("bad", "good"), 0))
+    few = run(given, tmp_path / "few")
+    assert max(few["survey"]["explained"]) < SOMETHING
+    assert few["layers"]["kept"] == 6 and few["config"]["frozen_below"] == 4  # the upper half
+    assert few["lr"] == pytest.approx(recipes.known(3 / 5).lr * scale)
+    assert (few["batch_size"], few["adam_beta2"]) == (16, recipes.shallow.adam_beta2)
+    monkeypatch.setattr("rgft.budgeting.VISITS_OF_ALL", 200)  # as if 300 rows were many
+    many = run(given, tmp_path / "many")
+    assert many["layers"]["kept"] == 5 and many["config"]["frozen_below"] == 1
+    assert many["lr"] == pytest.approx(recipes.deep.lr * scale)
+    assert (many["batch_size"], many["adam_beta2"]) == (16, recipes.deep.adam_beta2)
+    assert few["visits"] > 1.3 * many["visits"]
 
 
 def test_a_survey_of_enough_samples_says_nothing_of_chance(spec: RunSpec, tmp_path: Path) -> None:

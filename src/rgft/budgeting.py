@@ -20,7 +20,14 @@ from rgft.costs import Action, CostModel, FlopMeter, component_costs
 from rgft.errors import InputError, warn
 from rgft.inputs import Inputs
 from rgft.methods import Recipe, Surveyed
-from rgft.opening import frozen_share, opened_below, passes_wanted
+from rgft.opening import (
+    VISITS_OF_ALL,
+    frozen_share,
+    opened_below,
+    passes_bought,
+    passes_wanted,
+    visit_costs,
+)
 from rgft.spending import Spending
 from rgft.stages import Yardstick
 from rgft.structure.cutting import can_cut, keep_layers
@@ -148,19 +155,26 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
             "chance which layers it chooses to train and keep: give a larger --budget or more "
             "data, or choose by --keep-layers and --set frozen_below"
         )
-    kept = len(surveyed.depths)
+    known, kept = surveyed.known(), len(surveyed.depths)
+    priced = spending.budget.share is not None  # what a time buys is not known
+    batch = typical_batch(examples, inputs, recipes.shallow.batch_size, device) if priced else {}
+    limit = (spending.flops_limit - meter.spent) / len(examples)
+    lowest = min(surveyed.depths)
+    if priced and not known:
+        passes = passes_bought(limit, *visit_costs(meter, config, batch, lowest))
+        if passes * len(examples) < VISITS_OF_ALL:
+            depth = surveyed.depths[kept // 2]
+            return Start(surveyed, depth, recipes.known(frozen_share(model, depth)))
     if cut and can_cut(model):
         kept = surveyed.layers()
         keep_layers(model, kept)
         meter.renew()
-    if not surveyed.known():
-        return Start(surveyed, surveyed.frozen_below(kept), recipes.deep)
     depth = surveyed.frozen_below(kept)
-    if spending.budget.share is not None:  # what a time buys is not known
-        batch = typical_batch(examples, inputs, recipes.shallow.batch_size, device)
-        limit = (spending.flops_limit - meter.spent) / len(examples)
-        depths = range(min(surveyed.depths), depth + 1)
+    if not known:
+        return Start(surveyed, depth, recipes.deep)
+    if priced:
         passes = passes_wanted(len(examples), most_passes)
+        depths = range(lowest, depth + 1)
         depth = opened_below(depths, meter, config, batch, limit=limit, passes=passes)
     return Start(surveyed, depth, recipes.known(frozen_share(model, depth)))
 

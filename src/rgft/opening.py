@@ -12,6 +12,9 @@ not run again, a budget of C buys
 passes over N samples. The smallest d with :math:`n_d` at least `PASSES` is chosen, and at most the
 depth that the survey names. With few samples so many passes are too few steps to train deep layers
 in: there have to be `VISITS` visits, too.
+
+Where no layer knows the labels, they have to be made, and every layer trains for it; a few steps of
+that teach nothing. If a budget buys fewer than `VISITS_OF_ALL` visits, the upper half trains.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from rgft.structure.architecture import outline
 
 PASSES = 1.5  # what is left of a budget after so many passes over the data goes into depth
 VISITS = 2000  # and after so many visits of samples
+VISITS_OF_ALL = 4000  # fewer teach all layers nothing, where none knows the labels
 
 
 def opened_below(  # noqa: PLR0913 - all but one are what the rule is about
