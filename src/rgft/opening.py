@@ -31,7 +31,7 @@ from rgft.structure.architecture import outline
 
 PASSES = 1.5  # what is left of a budget after so many passes over the data goes into depth
 VISITS = 2000  # and after so many visits of samples
-VISITS_OF_ALL = 4000  # fewer teach all layers nothing, where none knows the labels
+VISITS_OF_ALL = 3500  # fewer teach all layers nothing, where none knows the labels
 
 
 def opened_below(  # noqa: PLR0913 - all but one are what the rule is about
