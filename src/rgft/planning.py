@@ -63,8 +63,7 @@ class Planning:
             config, uses_error=policy.uses_error, revives=signal.source != "samples"
         )
         self.always = torch.tensor([c.kind in config.always_train for c in components])
-        deep = torch.tensor([c.depth < config.frozen_below for c in components])
-        self.never = deep & ~self.always
+        self.never = torch.tensor([not config.may_train(c.kind, c.depth) for c in components])
         if bool(self.never.all()):
             raise InputError(
                 f"frozen_below is {config.frozen_below}; allowed: at most "
