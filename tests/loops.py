@@ -48,7 +48,8 @@ def outcome(model: nn.Module, guide: Guide | None) -> Outcome:
     def column(name: str) -> Tensor:
         return torch.from_numpy(history.column(name))
 
-    return Outcome(values(model), column("error"), column("lr_scale"), guide.step)
+    errors = column("error").nan_to_num(nan=-1.0)  # never scored so far: equal to itself
+    return Outcome(values(model), errors, column("lr_scale"), guide.step)
 
 
 def rows(accumulation: int = 1) -> list[dict[str, Tensor]]:
