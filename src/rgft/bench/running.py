@@ -73,12 +73,13 @@ class _State:
         records = by_key(read_records(folder / FILE))
         failed = {key for key, record in records.items() if record["status"] == "failed"}
         self._again = failed if retry else set()
+        self._due: list[Cell] = []
+        self._bytes_read = -1
 
     def step(self) -> bool:
         """Start what can start, wait for something to end; False when nothing is left."""
-        records = self._records()
-        _, due = settled(self._suite, records)
-        waiting = [cell for cell in due if cell.key not in self._stopped]
+        self._look()
+        waiting = [cell for cell in self._due if cell.key not in self._stopped]
         now = time.monotonic()
         for cell in waiting:
             free = self._workers.slots - len(self._running)
@@ -95,6 +96,14 @@ class _State:
             time.sleep(POLL)
         return True
 
+    def _look(self) -> None:
+        """Which cells are due; found anew when a cell has ended, or the file has other records."""
+        path = self._folder / FILE
+        size = path.stat().st_size if path.exists() else 0
+        if size != self._bytes_read:
+            _, self._due = settled(self._suite, self._records())
+            self._bytes_read = size
+
     def _records(self) -> dict[str, Record]:
         records = by_key(read_records(self._folder / FILE))
         return {key: record for key, record in records.items() if key not in self._again}
@@ -102,6 +111,7 @@ class _State:
     def _note(self, end: Ended) -> None:
         key = end.cell.key
         del self._running[key]
+        self._bytes_read = -1
         if end.how == "claimed":
             self._elsewhere[key] = time.monotonic()
             return
