@@ -59,7 +59,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RGFT_DATA", str(folder / "data"))
-        patch.setattr("rgft.budgeting.VISITS_OF_ALL", 1)  # the suites' own tasks have rows enough
+        patch.setattr("rgft.opening.VISITS_OF_ALL", 1)  # the suites' own tasks have rows enough
         yield lambda arm, task: record_of(arm.name, task)
 
 

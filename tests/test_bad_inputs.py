@@ -104,7 +104,14 @@ OPTIONS: dict[str, tuple[list[str], str]] = {
         ["--set", "probe_samples=16"],
         "probe_samples has no effect on the signal 'grad-norm'",
     ),
-    "stay of those in turn": (["--method", "badam", "--set", "min_stay=99"], "min_stay has no"),
+    "stay of those in turn": (
+        ["--method", "badam", "--set", "min_stay=99"],
+        "(min_stay is for policies that freeze, but not in turns)",
+    ),
+    "probes of what is drawn": (
+        ["--method", "random", "--set", "probe_every=2"],
+        "(probe_every is for policies that freeze by error)",
+    ),
     "rank is 0": (["--method", "lora", "--set", "lora_rank=0"], "lora_rank is 0"),
     "rank is a truth": (["--method", "lora", "--set", "lora_rank=true"], "lora_rank is True"),
     "projection of no method": (

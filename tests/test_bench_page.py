@@ -103,6 +103,8 @@ def test_differences_are_paired_by_seed() -> None:
     ]
     (row,) = against_full(results(six)).rows
     assert row[-1] == "better" and row[5] == "0.0312"
+    twice = six + [{**one, "arm": "y", "key": f"y{one['seed']}"} for one in six[6:]]
+    assert [row[-2:] for row in against_full(results(twice)).rows] == [["6", "unsure"]] * 2
     assert ours_against(results(records)).rows == []
     records += [record("rgft", seed, score + 0.2) for seed, score in enumerate(theirs)]
     rows = ours_against(results(records)).rows

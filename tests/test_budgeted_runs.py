@@ -117,6 +117,10 @@ def test_the_survey_is_paid_for_and_recorded(spec: RunSpec, tmp_path: Path) -> N
     )
     assert chosen["survey"] is None
     assert chosen["config"]["frozen_below"] == 2
+    model = load_classifier(str(spec.model), ("bad", "good"), 0)
+    train = [*model.bert.encoder.layer[1].parameters()]
+    train += [*model.bert.pooler.parameters(), *model.classifier.parameters()]
+    assert chosen["parameters"]["trainable"] == sum(p.numel() for p in train)
 
 
 def guessed(rng: random.Random) -> dict[str, Any]:
@@ -137,14 +141,19 @@ def test_labels_that_no_layer_knows_train_every_layer_if_there_are_visits_enough
     few = run(given, tmp_path / "few")
     assert max(few["survey"]["explained"]) < SOMETHING
     assert few["layers"]["kept"] == 6 and few["config"]["frozen_below"] == 4  # the upper half
-    assert few["lr"] == pytest.approx(recipes.known(3 / 5).lr * scale)
+    assert "depths below 4 frozen, since the budget buys few visits;" in few["start"]
+    assert few["lr"] == pytest.approx(recipes.between(3 / 5).lr * scale)
     assert (few["batch_size"], few["adam_beta2"]) == (16, recipes.shallow.adam_beta2)
-    monkeypatch.setattr("rgft.budgeting.VISITS_OF_ALL", 200)  # as if 300 rows were many
+    monkeypatch.setattr("rgft.opening.VISITS_OF_ALL", 200)  # as if 300 rows were many
     many = run(given, tmp_path / "many")
     assert many["layers"]["kept"] == 5 and many["config"]["frozen_below"] == 1
     assert many["lr"] == pytest.approx(recipes.deep.lr * scale)
     assert (many["batch_size"], many["adam_beta2"]) == (16, recipes.deep.adam_beta2)
     assert few["visits"] > 1.3 * many["visits"]
+    assert "few visits" not in many["start"]
+    auto = run(replace(given, budget="auto"), tmp_path / "auto")
+    assert auto["history"][0]["flops"] / auto["flops"]["full"] < 0.11  # 100 visits or so
+    assert auto["config"]["frozen_below"] == 1  # there may be more of them
 
 
 def test_a_survey_of_enough_samples_says_nothing_of_chance(spec: RunSpec, tmp_path: Path) -> None:

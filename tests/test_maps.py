@@ -160,7 +160,12 @@ def test_the_command_and_the_page_have_the_tables(tmp_path: Path) -> None:
     short = record("t", "short", 0, UP[:3], UP[:3])
     file.write_text("".join(json.dumps(one) + "\n" for one in [*records, short]), encoding="utf-8")
     with pytest.warns(RuntimeWarning, match="1 of 3 error maps are left out.*: t short"):
-        CliRunner().invoke(app, ["maps", str(file)])
+        said = CliRunner().invoke(app, ["maps", str(file)])
+    assert said.exit_code == 0 and "short" not in said.output
+    apart = [record("t", "apart", 0, UP, [None, *UP[1:]])]
+    apart += [record("t", "apart", 1, UP, [*UP[:-1], None])]
+    text = markdown([*records, *apart])
+    assert text.count("were scored in all their runs: t apart 0.5.") == 1
     late = {**records[0]["error_map"], "course": [0.5, 1.0]}
     file.write_text(json.dumps({**records[0], "error_map": late}) + "\n", encoding="utf-8")
     said = CliRunner().invoke(app, ["maps", str(file)], standalone_mode=False)

@@ -211,6 +211,7 @@ def test_report_and_picture_are_written_whole(folder):
     assert names == {"run.json", "error_map.parquet", "report.html", "error_map.png"}
     assert (folder / "report.html").read_text("utf-8").endswith("</html>")
     height, width, _ = imread(folder / "error_map.png").shape
+    assert grey_share((folder / "error_map.png").read_bytes()) < 0.01
     assert width == 9 * 150
     assert 300 < height < width
 
@@ -536,6 +537,12 @@ def test_typeless_empty_table_counts_as_no_error_map(tmp_path):
     assert load_run(folder).error_map is None
 
 
+def grey_share(png):
+    """How much of a picture has the colour of cells without a score."""
+    pixels = imread(io.BytesIO(png))[..., :3]
+    return np.isclose(pixels, np.array([0xE9, 0xEC, 0xEF]) / 255, atol=1 / 255).all(-1).mean()
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_map_without_a_usable_error_is_still_drawn(tmp_path, value):
     parts = transformer_parts(1)
@@ -543,6 +550,7 @@ def test_map_without_a_usable_error_is_still_drawn(tmp_path, value):
     run = load_run(write_run(tmp_path, parts=parts, table=table, steps=10))
     assert ranking_figure(run) is None
     assert error_map_png(run).startswith(b"\x89PNG")
+    assert grey_share(error_map_png(run)) > 0.3
     (first, *_) = Page(render_page(run)).figures()
     assert first["data"][0]["type"] == "heatmap"
 

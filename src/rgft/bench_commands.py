@@ -168,7 +168,6 @@ def compare_maps(places: tuple[Path, ...], markdown: Path | None) -> None:
     from rgft.bench.maps import (  # noqa: PLC0415
         LEAST_COMPONENTS,
         all_tables,
-        left_out,
         run_maps,
     )
     from rgft.bench.page import load  # noqa: PLC0415
@@ -184,7 +183,7 @@ def compare_maps(places: tuple[Path, ...], markdown: Path | None) -> None:
             f"nothing to compare: {len(maps)} error maps in {where}; give runs of "
             f"several seeds, tasks or methods with at least {LEAST_COMPONENTS} components in common"
         )
-    if short := left_out(maps):
+    if short := [one for one in maps if not one.comparable]:
         names = ", ".join(dict.fromkeys(f"{shown(one.problem, found)} {one.arm}" for one in short))
         warn(
             f"{len(short)} of {len(maps)} error maps are left out, since fewer than "

@@ -21,11 +21,12 @@ from rgft.errors import InputError, warn
 from rgft.inputs import Inputs
 from rgft.methods import Recipe, Surveyed
 from rgft.opening import (
-    VISITS_OF_ALL,
     frozen_share,
     opened_below,
     passes_bought,
     passes_wanted,
+    too_few_for_all,
+    upper_half,
     visit_costs,
 )
 from rgft.spending import Spending
@@ -126,11 +127,13 @@ class Start(NamedTuple):
         survey: What the layers know of the labels.
         frozen_below: Depth of the first component that trains.
         recipe: Learning rate and batches.
+        few: Whether that is so since the budget buys too few visits to train all layers.
     """
 
     survey: Survey
     frozen_below: int
     recipe: Recipe
+    few: bool = False
 
 
 def surveyed_start(  # noqa: PLR0913 - what the choice is made from
@@ -155,16 +158,16 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
             "chance which layers it chooses to train and keep: give a larger --budget or more "
             "data, or choose by --keep-layers and --set frozen_below"
         )
-    known, kept = surveyed.known(), len(surveyed.depths)
+    known = surveyed.known()
     priced = spending.budget.share is not None  # what a time buys is not known
     batch = typical_batch(examples, inputs, recipes.shallow.batch_size, device) if priced else {}
-    limit = (spending.flops_limit - meter.spent) / len(examples)
-    lowest = min(surveyed.depths)
-    if priced and not known:
-        passes = passes_bought(limit, *visit_costs(meter, config, batch, lowest))
-        if passes * len(examples) < VISITS_OF_ALL:
-            depth = surveyed.depths[kept // 2]
-            return Start(surveyed, depth, recipes.known(frozen_share(model, depth)))
+    lowest, half = min(surveyed.depths), upper_half(surveyed.depths)
+    if priced and not known and half > lowest:
+        whole = (spending.limit - meter.spent) / len(examples)  # of `auto`, all of its stages
+        passes = passes_bought(whole, *visit_costs(meter, config, batch, lowest))
+        if too_few_for_all(len(examples), passes):
+            return Start(surveyed, half, recipes.between(frozen_share(model, half)), few=True)
+    kept = len(surveyed.depths)
     if cut and can_cut(model):
         kept = surveyed.layers()
         keep_layers(model, kept)
@@ -173,10 +176,11 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
     if not known:
         return Start(surveyed, depth, recipes.deep)
     if priced:
+        limit = (spending.flops_limit - meter.spent) / len(examples)
         passes = passes_wanted(len(examples), most_passes)
         depths = range(lowest, depth + 1)
         depth = opened_below(depths, meter, config, batch, limit=limit, passes=passes)
-    return Start(surveyed, depth, recipes.known(frozen_share(model, depth)))
+    return Start(surveyed, depth, recipes.between(frozen_share(model, depth)))
 
 
 def step_share(

@@ -13,8 +13,9 @@ passes over N samples. The smallest d with :math:`n_d` at least `PASSES` is chos
 depth that the survey names. With few samples so many passes are too few steps to train deep layers
 in: there have to be `VISITS` visits, too.
 
-Where no layer knows the labels, they have to be made, and every layer trains for it; a few steps of
-that teach nothing. If a budget buys fewer than `VISITS_OF_ALL` visits, the upper half trains.
+Where no layer knows the labels, they have to be made, and every layer trains for it, in many small
+steps. If the budget buys fewer than `VISITS_OF_ALL` visits so, the upper half trains, at a larger
+rate.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from rgft.structure.architecture import outline
 
 PASSES = 1.5  # what is left of a budget after so many passes over the data goes into depth
 VISITS = 2000  # and after so many visits of samples
-VISITS_OF_ALL = 3500  # fewer teach all layers nothing, where none knows the labels
+VISITS_OF_ALL = 3500  # of fewer, the upper half learns more than all layers that know nothing yet
 
 
 def opened_below(  # noqa: PLR0913 - all but one are what the rule is about
@@ -72,6 +73,26 @@ def passes_wanted(rows: int, most: float) -> float:
     (4.0, 1.5, 12)
     """
     return min(max(PASSES, VISITS / rows), most)
+
+
+def too_few_for_all(rows: int, passes: float) -> bool:
+    """Whether so many passes over so many samples are too few visits to train every layer.
+
+    It is about labels that no layer knows.
+
+    >>> too_few_for_all(1000, 3.4), too_few_for_all(1000, 3.5)
+    (True, False)
+    """
+    return rows * passes < VISITS_OF_ALL
+
+
+def upper_half(depths: Sequence[int]) -> int:
+    """Depth of the first of the upper half of the layers, and of the last two at least.
+
+    >>> upper_half([1, 2, 3, 4, 5, 6]), upper_half([1, 2, 3]), upper_half([1, 2])
+    (4, 2, 1)
+    """
+    return depths[min(len(depths) // 2, max(0, len(depths) - 2))]
 
 
 def passes_bought(limit: float, first: float, again: float) -> float:

@@ -73,6 +73,7 @@ class Prepared:
     prefix_cache: str | None
     spending: Spending | None = None
     survey: Survey | None = None
+    few: bool = False  # visits, so that the upper half trains
     seconds: float = 0.0
 
     @property
@@ -85,10 +86,11 @@ class Prepared:
         """What the survey found and what was chosen by it, in a sentence; None without one."""
         if self.survey is None:
             return None
+        why = ", since the budget buys few visits" if self.few else ""
         return (
             f"{self.survey.told()}; {self.layers.kept} of {self.layers.of} layers kept, depths "
-            f"below {self.config.frozen_below} frozen; learning rate {self.lr:.2g}, batches of "
-            f"{self.batch_size}"
+            f"below {self.config.frozen_below} frozen{why}; learning rate {self.lr:.2g}, batches "
+            f"of {self.batch_size}"
         )
 
     def storage(self, folder: Path) -> Storage | None:
@@ -146,9 +148,8 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
     _check_guidance(model, config, spending, meter)
     if projection is not None:
         check_rank(projected_weights(model), projection.rank)
-    surveyed, config, recipe = begin(
-        spec, task, method, config=config, spending=spending, rows=rows, inputs=inputs
-    )
+    begun = begin(spec, task, method, config=config, spending=spending, rows=rows, inputs=inputs)
+    config, recipe = begun.config, begun.recipe
     dropout = recipe.dropout if spec.dropout is None else spec.dropout
     if not dropout and turn_off_dropout(model) == 0 and spec.dropout is not None:
         raise InputError("--no-dropout has no effect: this model has no dropout; leave it out")
@@ -181,7 +182,8 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
         sampling=how,
         prefix_cache=cache,
         spending=spending,
-        survey=surveyed,
+        survey=begun.survey,
+        few=begun.few,
         seconds=seconds,
         layers=Layers(count_layers(model), layers),
     )

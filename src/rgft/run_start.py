@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from torch import nn
 
@@ -30,6 +31,22 @@ from rgft.tasks import TaskData
 from rgft.text_to_text import TextToTextInputs
 
 ABOVE_EMBEDDINGS = 1  # depth of the first layer
+
+
+class Begun(NamedTuple):
+    """What a run begins with.
+
+    Attributes:
+        config: Settings of the guide.
+        recipe: Learning rate and batches.
+        survey: What the layers know of the labels, if they were asked.
+        few: Whether part of them is frozen since the budget buys too few visits to train all.
+    """
+
+    config: Config
+    recipe: Recipe
+    survey: Survey | None = None
+    few: bool = False
 
 
 def priced(  # noqa: PLR0913 - what it is made of
@@ -68,17 +85,17 @@ def begin(  # noqa: PLR0913 - what the choice is made from
     spending: Spending | None,
     rows: Sequence[Example],
     inputs: Inputs,
-) -> tuple[Survey | None, Config, Recipe]:
-    """What a survey finds, if there is one; settings and recipe after that, scaled to the model."""
+) -> Begun:
+    """Settings and recipe, and the survey that chose them if there is one."""
     recipes = method.surveyed
     if spending is None or recipes is None:
-        return None, config, Recipe(method.lr, STANDARD_BATCH)
+        return Begun(config, Recipe(method.lr, STANDARD_BATCH))
     if task.kind == "generation":  # there are no labels that a layer could know
         below = config.frozen_below or ABOVE_EMBEDDINGS
-        return None, replace(config, frozen_below=below), recipes.deep
+        return Begun(replace(config, frozen_below=below), recipes.deep)
     if config.frozen_below:
         share = frozen_share(spending.meter.model, config.frozen_below)
-        return None, config, recipes.known(share)
+        return Begun(config, recipes.between(share))
     with waiting("surveying the model"):
         start = surveyed_start(
             *(spending, config, recipes, rows, inputs),
@@ -86,7 +103,8 @@ def begin(  # noqa: PLR0913 - what the choice is made from
             cut=spec.keep_layers is None,
             most_passes=spec.epochs * MOST_VISITS,
         )
-    return start.survey, replace(config, frozen_below=start.frozen_below), start.recipe
+    steered = replace(config, frozen_below=start.frozen_below)
+    return Begun(steered, start.recipe, start.survey, start.few)
 
 
 def own_rate(recipe: Recipe, method: Method, model: nn.Module) -> float:

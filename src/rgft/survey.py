@@ -8,7 +8,7 @@ output to the labels says how much of their variance that output explains, on sa
 What remains is the residual that fine-tuning has to remove. Where an early layer's output explains
 (nearly) as much as that of any layer, the layers up to it need no training for this task: the
 answer is there, and what is missing is its way to the output. Where no layer explains anything,
-the answer has to be made from scratch, and every layer must train.
+the answer has to be made from scratch, by every layer if there is compute enough.
 """
 
 from __future__ import annotations

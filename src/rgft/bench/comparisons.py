@@ -12,6 +12,7 @@ from rgft.bench.statistics import holm, interval, paired_p
 
 OURS = "rgft"
 LEAST_PAIRS = 6  # of fewer, the least p of a sign-flip test, 2 / 2^n, is above .05
+SURE = 0.05  # largest p
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +43,18 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """In a word; "tie" wherever the interval holds 0, "too few" pairs where none can tell."""
+        """In a word or two.
+
+        "too few" pairs where none can tell, "tie" where the interval holds 0, "unsure" where it
+        does not and p is above 0.05.
+        """
         if self.pairs < LEAST_PAIRS or math.isnan(self.low):
             return "too few"
-        if self.low > 0:
-            return "better"
-        return "worse" if self.high < 0 else "tie"
+        if self.low <= 0 <= self.high:
+            return "tie"
+        if self.p > SURE:
+            return "unsure"
+        return "better" if self.low > 0 else "worse"
 
 
 def compare(

@@ -10,6 +10,7 @@ from rgft.bench.areas import areas
 from rgft.bench.comparisons import (
     LEAST_PAIRS,
     OURS,
+    SURE,
     Comparison,
     against_reference,
     compare,
@@ -92,8 +93,8 @@ def _compared(title: str, comparisons: Sequence[Comparison], found: Sequence[Res
     caption = (
         "Difference in points, paired by task and seed; 95% bootstrap interval over seeds within "
         "tasks (too narrow with three of them); p of the sign-flip test, corrected by Holm over "
-        "the table. A tie is an interval that holds 0; fewer than "
-        f"{LEAST_PAIRS} pairs are too few to tell."
+        f"the table. Fewer than {LEAST_PAIRS} pairs, or one of a task alone, are too few to tell; "
+        f"a tie is an interval that holds 0; unsure is one that does not, with p above {SURE}."
     )
     header = ["budget", "arm", "against", "difference", "95% interval", "p", "tasks", "pairs", ""]
     rows = [

@@ -33,22 +33,22 @@ class Surveyed:
     """Recipes by what a survey finds (see `rgft.survey`).
 
     Attributes:
-        shallow: The labels are known, and the last layer alone trains.
-        wide: The labels are known, and every layer trains, since the budget pays for it.
-        deep: The labels are known nowhere.
+        shallow: The last layer alone trains.
+        wide: Every layer trains, since the budget pays for it; the labels are known.
+        deep: Every layer trains, since the labels are known nowhere.
     """
 
     shallow: Recipe
     wide: Recipe
     deep: Recipe
 
-    def known(self, frozen: float) -> Recipe:
-        """The recipe where the labels are known and this share of the layers stays frozen.
+    def between(self, frozen: float) -> Recipe:
+        """The recipe between `wide` and `shallow` where this share of the layers stays frozen.
 
-        The learning rate is between those of `wide` and `shallow`, in proportion of logarithms.
+        The learning rate is between theirs, in proportion of logarithms.
 
         >>> recipes = Surveyed(Recipe(4e-4, 16), Recipe(1e-4, 16), Recipe(7e-5, 8))
-        >>> round(recipes.known(0.5).lr, 6)
+        >>> round(recipes.between(0.5).lr, 6)
         0.0002
         """
         rate = self.wide.lr ** (1 - frozen) * self.shallow.lr**frozen

@@ -86,7 +86,10 @@ POLICIES: dict[str, NamedPolicy] = {
         gradual_unfreezing, ("unfrozen_by",), uses_error=False, freezes=True
     ),
 }
-FREEZING = ("min_stay", "probe_every")  # settings of any policy that freezes
+FREEZING = {  # settings of any policy of a kind
+    "min_stay": "policies that freeze, but not in turns",
+    "probe_every": "policies that freeze by error",
+}
 SETTINGS = frozenset([*(s for policy in POLICIES.values() for s in policy.settings), *FREEZING])
 
 
@@ -138,10 +141,10 @@ def refuse_idle(config: Config, given: Iterable[str]) -> None:
         settings += ["probe_every"] if named.uses_error else []
     for setting in sorted(SETTINGS.intersection(given).difference(settings)):
         others = [name for name, policy in POLICIES.items() if setting in policy.settings]
+        whose = FREEZING.get(setting) or ", ".join(others)
         raise InputError(
             f"{setting} has no effect on the policy '{config.policy}', whose settings are: "
-            f"{', '.join(settings) or 'none'} ({setting} is for "
-            f"{', '.join(others) or 'policies that freeze'}); drop it"
+            f"{', '.join(settings) or 'none'} ({setting} is for {whose}); drop it"
         )
 
 

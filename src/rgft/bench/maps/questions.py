@@ -17,7 +17,7 @@ from rgft.bench.maps.agreement import (
     over_pairs,
     rank_correlation,
 )
-from rgft.bench.maps.run_maps import RunMap, profile, run_maps
+from rgft.bench.maps.run_maps import LEAST_COMPONENTS, RunMap, profile, run_maps
 from rgft.bench.results import REFERENCE, Problem, Result, shown
 from rgft.bench.statistics import holm, interval
 from rgft.bench.table import Table, budget_text
@@ -27,7 +27,7 @@ RANK = "rank correlation"
 
 def all_tables(found: Sequence[Result]) -> list[Table]:
     """Every table that has rows."""
-    maps = run_maps(found)
+    maps = [one for one in run_maps(found) if one.comparable]
     told = [over_seeds(maps, found), by_task(maps), of_tasks(maps, found)]
     told += [of_methods(maps, found), early(maps)]
     return [table for table in told if table.rows]
@@ -35,17 +35,20 @@ def all_tables(found: Sequence[Result]) -> list[Table]:
 
 def over_seeds(maps: Sequence[RunMap], found: Sequence[Result]) -> Table:
     """Does another seed give the same map?"""
-    rows = []
+    rows, apart = [], []
     for problem, arm, budget in dict.fromkeys((m.problem, m.arm, m.budget) for m in maps):
         ends = [m.end for m in maps if (m.problem, m.arm, m.budget) == (problem, arm, budget)]
-        if len(ends) > 1 and comparable(ends):
+        named = [shown(problem, found), arm, budget_text(budget)]
+        if len(ends) > 1 and not comparable(ends):
+            apart.append(" ".join(named))
+        elif len(ends) > 1:
             seen = len(set.intersection(*map(set, ends)))
             told = [_told(over_pairs(ends, measure)) for measure in (rank_correlation, cosine)]
-            named = [shown(problem, found), arm, budget_text(budget)]
             rows.append([*named, str(len(ends)), str(seen), *told])
     caption = (
         "Maps at the end of runs that differ in the seed alone: mean over pairs of seeds, and a "
         "95% bootstrap interval over components, which says how much hangs on single ones of them."
+        + _left_out(apart)
     )
     header = ["task", "arm", "budget", "seeds", "components", RANK, "cosine"]
     return Table("Error maps: other seeds", caption, header, rows)
@@ -53,10 +56,12 @@ def over_seeds(maps: Sequence[RunMap], found: Sequence[Result]) -> Table:
 
 def by_task(maps: Sequence[RunMap]) -> Table:
     """Does the map say which task it is of?"""
-    named, told = [], []
+    named, told, apart = [], [], []
     for (model, arm, budget), group in _by_arm(maps).items():
         ends = [m.end for m in group]
         one = grouping(ends, [m.problem for m in group]) if comparable(ends) else None
+        if not comparable(ends):
+            apart.append(f"{arm} {budget_text(budget)}")
         if one is not None:
             tasks = len({m.problem for m in group})
             named.append([model, arm, budget_text(budget), str(tasks), str(len(group))])
@@ -71,6 +76,7 @@ def by_task(maps: Sequence[RunMap]) -> Table:
         "different tasks. p is that of a permutation test (Mantel 1967), corrected by Holm over "
         "the table: how often tasks that are assigned at random are told apart as well. Maps of "
         "different tasks may be much alike because low layers have large gradients on every task."
+        + _left_out(apart)
     )
     header = ["model", "arm", "budget", "tasks", "runs", "same task", "other task", "p"]
     return Table("Error maps: the task in them", caption, header, rows)
@@ -159,6 +165,14 @@ def _above_usual(one: RunMap, others: Sequence[Mapping[str, float]]) -> float:
     usual = {name: value for name, value in usual.items() if name in begun}
     known = alike(begun, one.end, rank_correlation)
     return known - alike(usual, one.end, rank_correlation)
+
+
+def _left_out(names: Sequence[str]) -> str:
+    """What to add to a caption: whose maps have too little in common."""
+    if not names:
+        return ""
+    few = f"fewer than {LEAST_COMPONENTS} of whose components were scored in all their runs"
+    return f" Left out are those {few}: {', '.join(names)}."
 
 
 def _by_arm(maps: Sequence[RunMap]) -> dict[tuple[str, str, float | str], list[RunMap]]:

@@ -38,6 +38,11 @@ class RunMap:
     end: Mapping[str, float]
     early: Mapping[str, float] | None
 
+    @property
+    def comparable(self) -> bool:
+        """Whether so many components were scored that it can be compared with another."""
+        return len(self.end) >= LEAST_COMPONENTS
+
 
 def run_maps(found: Iterable[Result]) -> list[RunMap]:
     """The maps of all runs at the chosen rates that have one."""
@@ -58,11 +63,6 @@ def run_maps(found: Iterable[Result]) -> list[RunMap]:
 def _scored(names: Sequence[str], row: Sequence[float | None]) -> dict[str, float]:
     """A component that was frozen from the start has no score, and 0 or nothing in its place."""
     return {name: value for name, value in zip(names, row, strict=True) if value}
-
-
-def left_out(maps: Sequence[RunMap]) -> list[RunMap]:
-    """Those whose map has too few scored components to be compared with any."""
-    return [one for one in maps if len(one.end) < LEAST_COMPONENTS]
 
 
 def aligned(maps: Sequence[Mapping[str, float]]) -> Floats:
