@@ -20,6 +20,8 @@ import tiny_images
 import tiny_run
 from rgft.error_map import ErrorMap
 from rgft.errors import InputError
+from rgft.folder_lock import held
+from rgft.records import read_run
 from rgft.spec import RunSpec
 from rgft.train import run
 from runs import call
@@ -672,6 +674,48 @@ def test_resume_with_what_was_not_given(
     given = ["--resume", "--output-dir", str(stopped[1])]
     code = call(monkeypatch, "train", *given, "--budget", "0.5")
     assert_refused(code, capfd, "budget was not given in the run to resume and is '0.5' now")
+
+
+def test_a_folder_in_which_a_run_is_under_way(
+    stopped: tuple[RunSpec, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    spec, output = stopped
+    before = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    capfd.readouterr()
+    with held(output):  # as another process would
+        code = call(monkeypatch, "train", "--resume", "--output-dir", str(output))
+        assert_refused(code, capfd, "another process is running in")
+        with pytest.raises(InputError, match="another process is running in"):
+            run(spec, output, overwrite=True)
+    assert {path: path.read_bytes() for path in output.rglob("*") if path.is_file()} == before
+
+
+def test_a_resume_without_a_whole_checkpoint_starts_anew_without_what_was_cached(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    data = tiny_run.build_data(tmp_path / "data", rows={"train": 64, "validation": 8})
+    spec = RunSpec(
+        **{"model": str(tiny_model), "data": str(data), "budget": "0.9"},
+        **{"method": "rgft", "settings": {"every": 2, "frozen_below": 2}},
+        **{"epochs": 3, "batch_size": 8, "evaluations": 4},
+    )
+    whole = run(spec, tmp_path / "whole")
+    interrupted(spec, tmp_path / "o", monkeypatch)
+    for path in (tmp_path / "o").glob("checkpoints/checkpoint-*/model.safetensors"):
+        path.write_bytes(path.read_bytes()[:100])
+    capfd.readouterr()
+    assert call(monkeypatch, "train", "--resume", "--output-dir", str(tmp_path / "o")) == 0
+    assert "there is no whole checkpoint: the run starts from the beginning" in "".join(
+        capfd.readouterr()
+    )
+    again = read_run(tmp_path / "o")
+    assert again["prefix_cache"] == whole["prefix_cache"]
+    assert again["metrics"] == whole["metrics"] and again["flops"] == whole["flops"]
 
 
 @pytest.mark.parametrize(

@@ -233,7 +233,7 @@ def test_what_holds_no_records_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no records"):
         load([tmp_path])
     (tmp_path / "x.jsonl").write_text('{"key": "a"}\n')
-    with pytest.raises(InputError, match="has a line without 'arm'"):
+    with pytest.raises(InputError, match="has a record without '"):
         load([tmp_path / "x.jsonl"])
 
 
@@ -253,3 +253,14 @@ def test_a_file_that_extends_nothing_is_refused(text: str, said: str, tmp_path: 
         extend((str(path),))
     with pytest.raises(InputError, match="is no file"):
         extend((str(tmp_path / "none.py"),))
+
+
+@pytest.mark.parametrize("lost", ["metrics", "flops", "seed", "rate"])
+def test_a_record_that_lacks_something_is_refused(tmp_path: Path, lost: str) -> None:
+    whole = next(iter(read_records(RECORDS)))
+    (tmp_path / "r.jsonl").write_text(json.dumps({k: whole[k] for k in whole if k != lost}) + "\n")
+    with pytest.raises(InputError, match=f"a record without '{lost}'"):
+        load([tmp_path / "r.jsonl"])
+    failed = {k: whole[k] for k in ("key", "arm", "task", "budget", "rate")}
+    (tmp_path / "r.jsonl").write_text(json.dumps({**failed, "status": "failed"}) + "\n")
+    assert len(load([tmp_path / "r.jsonl"])) == 1

@@ -141,7 +141,7 @@ def test_labels_that_no_layer_knows_train_every_layer_if_there_are_visits_enough
     few = run(given, tmp_path / "few")
     assert max(few["survey"]["explained"]) < SOMETHING
     assert few["layers"]["kept"] == 6 and few["config"]["frozen_below"] == 4  # the upper half
-    assert "depths below 4 frozen, since the budget buys few visits;" in few["start"]
+    assert "embeddings and the lowest 3 of them frozen, since the budget buys" in few["start"]
     assert few["lr"] == pytest.approx(recipes.between(3 / 5).lr * scale)
     assert (few["batch_size"], few["adam_beta2"]) == (16, recipes.shallow.adam_beta2)
     monkeypatch.setattr("rgft.opening.VISITS_OF_ALL", 200)  # as if 300 rows were many

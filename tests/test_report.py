@@ -532,6 +532,15 @@ def test_interrupted_run_shows_its_last_evaluation(tmp_path):
     assert "last: 0.937 at step 300" in render_page(run)
 
 
+def test_stages_and_runs_without_a_decision_are_told(tmp_path):
+    stages = [{"share": 0.1, "validation": 0.8}, {"share": 0.2, "validation": 0.79}]
+    changes = {"budget_auto": {"stages": stages, "chosen": 0}, "idle": True}
+    text = Page(render_page(load_run(write_run(tmp_path / "auto", **changes)))).text
+    assert "10% 0.8 (kept), 20% 0.79" in text and "before the method's first decision" in text
+    text = Page(render_page(load_run(write_run(tmp_path / "plain")))).text
+    assert "(kept)" not in text and "first decision" not in text
+
+
 def test_typeless_empty_table_counts_as_no_error_map(tmp_path):
     folder = write_run(tmp_path, table=pd.DataFrame({name: [] for name in empty_table().columns}))
     assert load_run(folder).error_map is None

@@ -243,3 +243,19 @@ def test_a_schedule_that_cannot_be_paced(tmp_path: Any) -> None:
     runner.optimizer, runner.lr_scheduler = optimizer, StepLR(optimizer, 3)
     with pytest.raises(InputError, match="StepLR, which a budget cannot pace"):
         runner.train()
+
+
+def test_a_trainer_whose_budget_ends_before_a_decision_says_so(tmp_path: Any) -> None:
+    with pytest.warns(RuntimeWarning, match="ended before the method's first decision"):
+        trainer(bert(), RGFTCallback(Config(every=15), budget=0.3), str(tmp_path)).train()
+
+
+def test_a_model_in_evaluation_mode_would_never_spend_its_budget() -> None:
+    model, (batch, *_) = bert().eval(), tokens()
+    spending = Spending(FlopMeter(model), Budget(share=0.5), batches=4)
+    model(**batch).logits.sum().backward()
+    with pytest.raises(InputError, match=r"call model\.train\(\)"):
+        spending.step()
+    model.train()(**batch).logits.sum().backward()
+    spending.step()
+    assert spending.progress == pytest.approx(0.5)

@@ -86,10 +86,12 @@ class Prepared:
         """What the survey found and what was chosen by it, in a sentence; None without one."""
         if self.survey is None:
             return None
+        frozen = sum(depth < self.config.frozen_below for depth in self.survey.depths)
+        lowest = f" and the lowest {frozen} of them" if frozen else ""
         why = ", since the budget buys few visits" if self.few else ""
         return (
-            f"{self.survey.told()}; {self.layers.kept} of {self.layers.of} layers kept, depths "
-            f"below {self.config.frozen_below} frozen{why}; learning rate {self.lr:.2g}, batches "
+            f"{self.survey.told()}; {self.layers.kept} of {self.layers.of} layers kept, "
+            f"embeddings{lowest} frozen{why}; learning rate {self.lr:.2g}, batches "
             f"of {self.batch_size}"
         )
 

@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from rgft.report import amounts
+
 
 def show(table: Table) -> None:
     """Print a table with nothing cut off: folded on a terminal, elsewhere as wide as it is."""
@@ -35,7 +37,7 @@ def summary(record: dict[str, Any]) -> Table:
         table.add_row(split, shown)
     flops, seconds = record["flops"], record["seconds"]
     if auto := record.get("budget_auto"):
-        table.add_row("stages", shown_stages(auto))
+        table.add_row("stages", amounts.stages(auto))
     table.add_row("FLOPs", f"{flops['spent']:.3g}, {flops['share']:.1%} of full fine-tuning")
     share = seconds["overhead"] / seconds["train"] if seconds["train"] else 0.0
     table.add_row(
@@ -50,16 +52,3 @@ def summary(record: dict[str, Any]) -> Table:
         "parameters updated a step", f"{updated:,.0f} of {record['parameters']['total']:,}"
     )
     return table
-
-
-def shown_stages(auto: dict[str, Any]) -> str:
-    """What each stage of a run with `--budget auto` came to.
-
-    >>> stages = [{"share": 0.1, "validation": 0.8}, {"share": 0.2, "validation": 0.79}]
-    >>> shown_stages({"stages": stages, "chosen": 0})
-    '10% 0.8 (kept), 20% 0.79'
-    """
-    return ", ".join(
-        f"{stage['share']:.0%} {stage['validation']:.4g}" + " (kept)" * (i == auto["chosen"])
-        for i, stage in enumerate(auto["stages"])
-    )

@@ -225,9 +225,18 @@ class Spending:
         return not self._over
 
     def step(self) -> None:
-        """Note that an optimizer step has ended. Every process has to."""
+        """Note that an optimizer step has ended. Every process has to.
+
+        Raises:
+            InputError: A share is to be spent, and nothing was counted in the step.
+        """
         self.settle()
         spent = self.spent
+        if self.budget.share is not None and spent == self._before:
+            raise InputError(
+                "nothing was counted in this step, and so the budget would never be spent: forward "
+                "passes count in training mode alone; call model.train() before the loop"
+            )
         self._last, self._before = spent - self._before, spent
 
     def share(self, processes: Processes) -> None:

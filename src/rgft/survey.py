@@ -78,14 +78,14 @@ class Survey:
         """What was found, in a few words.
 
         >>> Survey((1, 2, 3), (0.2, 0.5, 0.52), 1000).told()
-        "survey of 1,000 samples: layer 3 explains most of the labels' variance, 52%"
+        "survey of 1,000 samples: layer 3 of 3 explains most of the labels' variance, 52%"
         >>> Survey((1, 2, 3), (0.01, 0.03, 0.02), 1000).told()
         "survey of 1,000 samples: no layer explains 15% of the labels' variance (at most 3%)"
         """
         best = max(self.explained)
         place = self.explained.index(best) + 1
         found = (
-            f"layer {place} explains most of the labels' variance, {best:.0%}"
+            f"layer {place} of {len(self.depths)} explains most of the labels' variance, {best:.0%}"
             if self.known()
             else f"no layer explains {SOMETHING:.0%} of the labels' variance (at most {best:.0%})"
         )

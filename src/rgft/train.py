@@ -21,6 +21,7 @@ from rgft.best_stage import BestStage
 from rgft.checkpoints import CACHE, FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
 from rgft.extensions import extend
+from rgft.folder_lock import held
 from rgft.integrations.transformers import RGFTCallback
 from rgft.launch import Launch, join
 from rgft.methods import find_method
@@ -83,18 +84,20 @@ def run(
     begun: list[bool] = []
     try:
         with Quiet(), ExitStack() as until_end:
+            launch.alone(lambda: until_end.enter_context(held(output_dir)))
             prepared = _prepared(spec, output_dir, record, launch, until_end)
             if not resume:
                 names = prepared.inputs.files
                 launch.alone(lambda: refuse_foreign(output_dir, names))
-                launch.alone(lambda: clear_checkpoints(output_dir))
             found = launch.told(lambda: str(newest_checkpoint(output_dir) or "")) if resume else ""
             checkpoint = Path(found) if found else None
+            if checkpoint is None:  # outputs that an earlier start kept would be had for nothing
+                launch.alone(lambda: clear_checkpoints(output_dir))
             record |= {"status": "running", **_facts(spec, prepared)}
             launch.alone(lambda: _note_start(output_dir, record, step_of(checkpoint), launch))
             begun.append(True)
-            if prepared.start is not None and launch.first and not resume:
-                tqdm.write(prepared.start)
+            if launch.first and (said := _said(prepared, resume, checkpoint)):
+                tqdm.write(said)
             return _execute(spec, prepared, output_dir, record, checkpoint, launch)
     except Exception as error:
         unfinished = begun and record["status"] == "running"
@@ -109,6 +112,15 @@ def run(
     finally:
         if new and output_dir.is_dir() and not any(output_dir.iterdir()):
             output_dir.rmdir()
+
+
+def _said(prepared: Prepared, resume: bool, checkpoint: Path | None) -> str | None:
+    """What to say of how a run starts."""
+    if not resume:
+        return prepared.start
+    if checkpoint is None:
+        return "there is no whole checkpoint: the run starts from the beginning"
+    return f"going on from step {step_of(checkpoint)}"
 
 
 def _known(spec: RunSpec) -> RunSpec:

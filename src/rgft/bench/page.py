@@ -23,6 +23,8 @@ from rgft.report.page import Panel, panel, template
 from rgft.spending import parse_budget
 
 Record = Mapping[str, Any]
+LABELS = ("key", "status", "arm", "task", "budget", "rate")  # that every record has
+MEASURED = ("seed", "model", "metric", "metrics", "flops", "seconds")  # if it finished
 
 
 def load(places: Sequence[Path]) -> list[dict[str, Any]]:
@@ -51,10 +53,12 @@ def _load(place: Path) -> list[dict[str, Any]]:
 
 
 def _checked(place: Path, record: dict[str, Any]) -> dict[str, Any]:
-    missing = {"key", "status", "arm", "task", "budget", "rate"} - set(record)
+    needed = LABELS if record.get("status") == "failed" else (*LABELS, *MEASURED)
+    missing = [name for name in needed if name not in record]
     if missing:
         raise InputError(
-            f"{place} has a line without {min(missing)!r}: no record of `rgft bench`; give one"
+            f"{place} has a record without {missing[0]!r}: none of `rgft bench` or `rgft train`; "
+            "give one, or leave it out"
         )
     return record
 
@@ -69,7 +73,8 @@ def _of_run(folder: Path) -> dict[str, Any]:
     share = budget if parsed.auto or parsed.share is None else parsed.share
     labels = {"status": "finished", "key": str(folder.resolve()), "suite": None, "extends": None}
     named = {"arm": run["method"], "task": run["task"], "model": run["model"]}
-    return {**labels, **named, "budget": share, "rate": run["lr"], **record_of_run(folder)}
+    told = {**labels, **named, "budget": share, "rate": run["lr"], **record_of_run(folder)}
+    return _checked(folder, told)
 
 
 def render(records: Sequence[Record], title: str) -> str:
@@ -166,7 +171,8 @@ def _sources(records: Sequence[Record]) -> list[tuple[str, str]]:
     told: dict[str, set[str]] = {}
     for record in records:
         for name in ("suite", "code_revision"):
-            told.setdefault(name, set()).add(str(record.get(name)))
+            if record.get(name) is not None:
+                told.setdefault(name, set()).add(str(record[name]))
         for group in ("hardware", "versions"):
             for name, value in (record.get(group) or {}).items():
                 told.setdefault(f"{group}: {name}", set()).add(str(value))

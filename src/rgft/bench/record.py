@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from rgft.errors import InputError
 from rgft.records import read_run
 from rgft.report.grid import load_grid
 
@@ -29,6 +30,9 @@ def record_of_run(folder: Path) -> dict[str, Any]:
     """
     run = read_run(folder)
     record = {name: run[name] for name in KEPT if name in run}
+    lost = [name for name in ("parameters", "history", "metric") if name not in run]
+    if lost:
+        raise InputError(f"the record of the run in {folder} has no {lost[0]!r}: leave it out")
     parameters = run["parameters"]
     record["parameters"] = {
         "total": parameters["total"],

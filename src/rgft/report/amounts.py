@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 MISSING = "n/a"
 _SI = ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -107,6 +110,45 @@ def metric(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return MISSING
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.4g}"
+
+
+def labels(names: Sequence[str], limit: int) -> list[str]:
+    """Dotted names as labels of at most `limit` characters.
+
+    Words without which the names still differ are left out, the commonest first, until all fit;
+    those before a number stay. What is still too long loses its middle.
+
+    Example:
+        >>> labels([f"bert.encoder.layer.{i}.output.dense.lora.default" for i in (0, 1)], 20)
+        ['layer.0.default', 'layer.1.default']
+        >>> labels(["bert.pooler", "classifier"], 20)
+        ['bert.pooler', 'classifier']
+    """
+    words = [name.split(".") for name in names]
+    counts = Counter(word for parts in words for word in dict.fromkeys(parts))
+    kept = {parts[i] for parts in words for i in range(len(parts) - 1) if parts[i + 1].isdigit()}
+    for word, _ in counts.most_common():
+        if max(len(".".join(parts)) for parts in words) <= limit:
+            break
+        if word in kept or word.isdigit():
+            continue
+        fewer = [[one for one in parts if one != word] or parts for parts in words]
+        if len(set(map(tuple, fewer))) == len(set(map(tuple, words))):
+            words = fewer
+    return [shortened(".".join(parts), limit) for parts in words]
+
+
+def stages(auto: Mapping[str, Any]) -> str:
+    """What each stage of a run with `--budget auto` came to.
+
+    >>> found = [{"share": 0.1, "validation": 0.8}, {"share": 0.2, "validation": 0.79}]
+    >>> stages({"stages": found, "chosen": 0})
+    '10% 0.8 (kept), 20% 0.79'
+    """
+    return ", ".join(
+        f"{stage['share']:.0%} {stage['validation']:.4g}" + " (kept)" * (i == auto["chosen"])
+        for i, stage in enumerate(auto["stages"])
+    )
 
 
 def shortened(text: str, limit: int) -> str:

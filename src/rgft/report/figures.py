@@ -170,8 +170,8 @@ def ranking_figure(run: Run) -> go.Figure | None:
             "categoryarray": names[::-1],
             "tickvals": names,
             "ticktext": [
-                html.escape(amounts.shortened(grid.names[row], LABEL_CHARACTERS), quote=False)
-                for row in ranked
+                html.escape(label, quote=False)
+                for label in amounts.labels([grid.names[row] for row in ranked], LABEL_CHARACTERS)
             ],
             "automargin": True,
         },

@@ -147,14 +147,12 @@ def _category_axis(names: list[str]) -> dict[str, Any]:
 
 def _labelled_axis(names: list[str], row_height: float) -> dict[str, Any]:
     shown = [names[row] for row in thinned_labels(len(names), row_height)]
-    texts = [
-        html.escape(amounts.shortened(html.unescape(name), LABEL_CHARACTERS), quote=False)
-        for name in shown
-    ]
+    labels = amounts.labels([html.unescape(name) for name in names], LABEL_CHARACTERS)
+    texts = dict(zip(names, labels, strict=True))
     return {
         **_category_axis(names),
         "tickvals": shown,
-        "ticktext": texts,
+        "ticktext": [html.escape(texts[name], quote=False) for name in shown],
         "tickfont": {"size": 11},
         "automargin": True,
     }

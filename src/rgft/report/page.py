@@ -24,6 +24,7 @@ from rgft.report.run import Run
 
 IN_DOMAIN = ("train", "validation", "test")
 NO_ERROR_MAP = "No error map was recorded."
+IDLE = "the run ended before the method's first decision: it was plain fine-tuning"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,8 @@ def tables(run: Run) -> list[Table]:
             "learning rate": run.lr, "epochs": run.epochs, "batch size": run.batch_size,
             **({} if run.budget is None else {"budget": run.budget}),
             **({} if run.start is None else {"start": run.start}),
+            **({} if run.stages is None else {"stages": run.stages}),
+            **({"idle": IDLE} if run.idle else {}),
             "granularity": run.granularity, "components": len(run.components),
             "trainable parameters": amounts.count(run.parameters["trainable"]),
             "compute spent": amounts.flops(run.flops["spent"]),

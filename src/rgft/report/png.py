@@ -22,6 +22,7 @@ DPI = 150
 WIDTH = 9.0  # inches
 ROW, ROWS_HEIGHT = 0.24, (1.6, 8.0)  # inches; of one row, of all at least and at most
 LABEL_HEIGHT = 0.15  # inches
+LABEL_CHARACTERS = 34
 
 
 def error_map_png(run: Run) -> bytes | None:
@@ -90,9 +91,9 @@ def _draw_frozen(axes: Any, grid: ErrorGrid) -> None:
 def _label(axes: Any, run: Run, grid: ErrorGrid, plot_height: float) -> None:
     every = int(np.ceil(LABEL_HEIGHT * len(grid.names) / plot_height))
     rows = range(0, len(grid.names), every)
-    names = [amounts.shortened(grid.names[row], 34) for row in rows]
+    names = amounts.labels(grid.names, LABEL_CHARACTERS)
     # names are not formulas: a dollar sign in one stays a dollar sign
-    axes.set_yticks(list(rows), names, fontsize=7, parse_math=False)
+    axes.set_yticks(list(rows), [names[row] for row in rows], fontsize=7, parse_math=False)
     notes = ["white line: component frozen"] if grid.frozen.any() else []
     notes += ["grey: never scored so far"] if np.isnan(grid.share).any() else []
     note = f" ({'; '.join(notes)})" if notes else ""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rgft.errors import InputError
 from rgft.records import RUN_FILE, read_run
+from rgft.report import amounts
 from rgft.report.fields import Fields
 from rgft.report.grid import ErrorGrid, load_grid
 
@@ -68,6 +69,8 @@ class Run:
         batch_size: Samples per step.
         budget: What was given, None without one.
         start: What a survey found and what was chosen by it, None without one.
+        stages: What the stages of a budget that is auto came to, None without any.
+        idle: Whether the run ended before the method's first decision.
         granularity: How the model was split into components.
         config: The method's settings.
         command: Shell command that repeats the run, in a new folder beside it.
@@ -97,6 +100,8 @@ class Run:
     batch_size: float
     budget: str | None
     start: str | None
+    stages: str | None
+    idle: bool
     granularity: str | None
     config: Mapping[str, object]
     command: str
@@ -150,6 +155,8 @@ def _parse(fields: Fields, error_map: ErrorGrid | None, again: str) -> Run:
         batch_size=fields.number("batch_size"),
         budget=fields.optional_text("budget"),
         start=fields.optional_text("start"),
+        stages=_stages(fields),
+        idle=bool(fields.values.get("idle")),
         granularity=fields.optional_text("granularity"),
         config=fields.inside("config").values,
         command=f"{fields.text('command')} --output-dir {shlex.quote(again)}",
@@ -170,6 +177,16 @@ def _parse(fields: Fields, error_map: ErrorGrid | None, again: str) -> Run:
         components=tuple(_component(row) for row in fields.rows("components")),
         error_map=error_map,
     )
+
+
+def _stages(fields: Fields) -> str | None:
+    if fields.values.get("budget_auto") is None:
+        return None
+    auto = fields.inside("budget_auto")
+    rows = [
+        {name: row.number(name) for name in ("share", "validation")} for row in auto.rows("stages")
+    ]
+    return amounts.stages({"stages": rows, "chosen": auto.values.get("chosen")})
 
 
 def _check_status(fields: Fields) -> None:
