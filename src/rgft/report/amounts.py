@@ -120,7 +120,7 @@ def labels(names: Sequence[str], limit: int) -> list[str]:
 
     Example:
         >>> labels([f"bert.encoder.layer.{i}.output.dense.lora.default" for i in (0, 1)], 20)
-        ['layer.0.default', 'layer.1.default']
+        ['layer.0.lora.default', 'layer.1.lora.default']
         >>> labels(["bert.pooler", "classifier"], 20)
         ['bert.pooler', 'classifier']
     """
