@@ -16,7 +16,7 @@ from rgft.bench.areas import areas
 from rgft.bench.domains import calibration, other_domains
 from rgft.bench.journal import read_records
 from rgft.bench.page import load, markdown, render
-from rgft.bench.results import costs_to_target, results
+from rgft.bench.results import costs_to_target, judged_on, results
 from rgft.bench.tables import against_full, leaderboard, lever_table, ours_against, runs
 from rgft.errors import InputError
 from rgft.extensions import extend
@@ -118,7 +118,7 @@ def test_target_is_99_percent_of_the_best_of_full() -> None:
         record("x", 0, 0.892, flops={"spent": 3.0, "full": 10.0, "share": 0.3}),
         record("y", 0, 0.89, flops={"spent": 1.0, "full": 10.0, "share": 0.1}),
     ]
-    costs = costs_to_target(results(records), "flops", "test")["t"]
+    costs = costs_to_target(results(records), "flops")["t"]
     assert costs == {"full": 10.0, "x": 3.0, "y": float("inf")}
 
 
@@ -264,3 +264,20 @@ def test_a_record_that_lacks_something_is_refused(tmp_path: Path, lost: str) -> 
     failed = {k: whole[k] for k in ("key", "arm", "task", "budget", "rate")}
     (tmp_path / "r.jsonl").write_text(json.dumps({**failed, "status": "failed"}) + "\n")
     assert len(load([tmp_path / "r.jsonl"])) == 1
+
+
+def test_each_task_is_judged_by_its_test_split_if_it_has_one() -> None:
+    records = [record(arm, seed, 0.5 + seed / 10) for arm in ("full", "x") for seed in (0, 1)]
+    other = [
+        {**one, "task": "u", "key": f"u{one['key']}", "metrics": {"validation": {"accuracy": 0.9}}}
+        for one in records
+    ]
+    found = results([*records, *other])
+    assert {(r.problem.task, r.split) for r in found} == {("t", "test"), ("u", "validation")}
+    assert leaderboard(found).rows[0][2:5] == ["55.0 ± 7.1", "90.0 ± 0.0", "72.5"]
+    assert judged_on(found) == "test split, of u validation"
+    assert judged_on([r for r in found if r.problem.task == "t"]) == "test split"
+    # an arm without it takes the task to validation, for all alike
+    (*_, last) = records
+    bare = {**last, "metrics": {"validation": last["metrics"]["validation"]}}
+    assert {r.split for r in results([*records[:-1], bare])} == {"validation"}

@@ -105,18 +105,17 @@ def _in_order(base: Setting, arms: Sequence[Setting]) -> tuple[Setting, ...]:
 
 def table(one: Ablation, found: Sequence[Result], compared: Sequence[Comparison]) -> Table:
     """Quality at each value, and how far it is from the base's."""
-    split = judged_on(found)
     problems = list(dict.fromkeys(r.problem for r in found if r.arm in _arms(one)))
     at = {(r.problem, r.arm): r for r in found if r.budget == one.budget}
     rows = []
     for setting in one.settings:
         here = [at.get((problem, setting.arm)) for problem in problems]
-        scores = ["-" if r is None else spread(r, split) for r in here]
+        scores = ["-" if r is None else spread(r) for r in here]
         rows.append([setting.label, setting.arm, *scores, *_difference(one, setting, compared)])
     header = [one.option, "arm", *(shown(p, found) for p in problems), "difference", "95% interval"]
     caption = (
-        f"Headline metric x 100 ({split}), mean ± standard deviation over seeds, and the mean "
-        f"difference from {one.base}, paired by task and seed."
+        f"Headline metric x 100 ({judged_on(found)}), mean ± standard deviation over seeds, "
+        f"and the mean difference from {one.base}, paired by task and seed."
     )
     shown_here = [r for r in at.values() if r.arm in _arms(one)]
     return Table(one.title, with_idle(caption, shown_here), header, rows)
@@ -124,7 +123,7 @@ def table(one: Ablation, found: Sequence[Result], compared: Sequence[Comparison]
 
 def with_tables(found: Sequence[Result]) -> list[tuple[Ablation, Table]]:
     """Every ablation and its table."""
-    compared = compare(found, levers(found), judged_on(found))
+    compared = compare(found, levers(found))
     return [(one, table(one, found, compared)) for one in ablations(found)]
 
 
@@ -146,10 +145,9 @@ def _difference(one: Ablation, setting: Setting, compared: Sequence[Comparison])
 
 def figure(one: Ablation, found: Sequence[Result]) -> go.Figure:
     """The difference from the base at each value, a line a task, with its interval over seeds."""
-    split, drawn = judged_on(found), go.Figure()
+    drawn = go.Figure()
     per_arm = {
-        setting: differences(found, setting.arm, one.base, one.budget, split)
-        for setting in one.settings
+        setting: differences(found, setting.arm, one.base, one.budget) for setting in one.settings
     }
     problems = list(dict.fromkeys(p for groups in per_arm.values() for p in groups))
     for number, problem in enumerate(problems):

@@ -12,7 +12,7 @@ from rgft.bench.table import Table, budget_order, budget_text, spread_text
 
 def areas(found: Sequence[Result]) -> Table:
     """Area under quality over FLOPs, and over seconds, of every arm on every problem."""
-    split, rows = judged_on(found), []
+    rows = []
     for problem in dict.fromkeys(result.problem for result in found):
         here = [result for result in found if result.problem == problem]
         costs = ("flops", clock(here))
@@ -20,9 +20,7 @@ def areas(found: Sequence[Result]) -> Table:
         told = []
         for arm in dict.fromkeys(result.arm for result in here):
             own = [result for result in here if result.arm == arm]
-            values = [
-                area(own, cost, limit, split) for cost, limit in zip(costs, limits, strict=True)
-            ]
+            values = [area(own, cost, limit) for cost, limit in zip(costs, limits, strict=True)]
             budgets = sorted({result.budget for result in own}, key=budget_order)
             told.append(
                 (values, [shown(problem, found), arm, ", ".join(map(budget_text, budgets))])
@@ -31,21 +29,21 @@ def areas(found: Sequence[Result]) -> Table:
         rows += [[*names, *map(spread_text, values)] for values, names in told]
     caption = (
         "Mean, over budgets from nothing to the dearest run of the task, of the best headline "
-        f"metric x 100 ({split}) that an arm was run to for at most that much; 0 before its "
-        "cheapest run, and a dash for an arm that has the dearest alone. Mean ± standard deviation "
-        "over the seeds that it has at all its budgets. "
-        "It rewards small budgets that were run: compare arms with the same ones."
+        f"metric x 100 ({judged_on(found)}) that an arm was run to for at most that much; 0 before "
+        "its cheapest run, and a dash for an arm that has the dearest alone. Mean ± standard "
+        "deviation over the seeds that it has at all its budgets. It rewards small budgets that "
+        "were run: compare arms with the same ones."
     )
     header = ["task", "arm", "budgets", "over FLOPs", "over seconds"]
     several = {(row[0], row[1]) for row in rows if ", " in row[2]}
     return Table("Area under quality over cost", caption, header, rows if several else [])
 
 
-def area(own: Sequence[Result], cost: str, limit: float, split: str) -> list[float]:
+def area(own: Sequence[Result], cost: str, limit: float) -> list[float]:
     """One arm's area on one problem by seed, in points; none if it has the dearest run alone."""
     if min(getattr(result, cost) for result in own) >= limit:
         return []
-    scores = [result.scores(split) for result in own]
+    scores = [result.scores() for result in own]
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in scores)))
     return [
         100

@@ -57,15 +57,13 @@ class Comparison:
         return "better" if self.low > 0 else "worse"
 
 
-def compare(
-    found: Sequence[Result], pairs: Sequence[tuple[str, str]], split: str
-) -> list[Comparison]:
+def compare(found: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> list[Comparison]:
     """Compares arms at every budget that both have, p adjusted over all of them."""
     told = []
     for budget in dict.fromkeys(result.budget for result in found):
         at = {(r.problem, r.arm): r for r in found if r.budget == budget}
         for arm, base in pairs:
-            groups = list(_differences(at, arm, base, split).values())
+            groups = list(_differences(at, arm, base).values())
             if groups:
                 low, high = interval(groups)
                 told.append(
@@ -103,20 +101,20 @@ def levers(found: Sequence[Result]) -> list[tuple[str, str]]:
 
 
 def differences(
-    found: Sequence[Result], arm: str, base: str, budget: float | str, split: str
+    found: Sequence[Result], arm: str, base: str, budget: float | str
 ) -> dict[Problem, list[float]]:
     """Problem -> what the arm gains over the other, in points, one value a seed that both have."""
     at = {(r.problem, r.arm): r for r in found if r.budget == budget}
-    return _differences(at, arm, base, split)
+    return _differences(at, arm, base)
 
 
 def _differences(
-    at: dict[tuple[Problem, str], Result], arm: str, base: str, split: str
+    at: dict[tuple[Problem, str], Result], arm: str, base: str
 ) -> dict[Problem, list[float]]:
     groups = {}
     for (problem, name), result in at.items():
         if name == arm and (problem, base) in at:
-            ours, theirs = result.scores(split), at[problem, base].scores(split)
+            ours, theirs = result.scores(), at[problem, base].scores()
             shared = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
             if shared:
                 groups[problem] = shared

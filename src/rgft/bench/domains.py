@@ -18,7 +18,7 @@ def other_domains(found: Sequence[Result]) -> Table:
     for result in _ordered(found):
         splits = next(iter(result.runs.values()))["metrics"]
         rows += [
-            [*_named(result, found), split, spread(result, split), spread(result, judged_on(found))]
+            [*_named(result, found), split, spread(result, split), spread(result)]
             for split in splits
             if split not in OWN_DOMAIN and result.scores(split)
         ]
@@ -29,16 +29,16 @@ def other_domains(found: Sequence[Result]) -> Table:
 
 def calibration(found: Sequence[Result]) -> Table:
     """Expected calibration error of classifiers, where it was recorded."""
-    split, rows = judged_on(found), []
+    rows = []
     for result in _ordered(found):
-        told = [run["metrics"].get(split, {}) for run in result.runs.values()]
+        told = [run["metrics"].get(result.split, {}) for run in result.runs.values()]
         errors = [100 * m[CALIBRATION] for m in told if m.get(CALIBRATION) is not None]
         losses = [m["loss"] for m in told if m.get("loss") is not None]
         if errors and losses:
             loss = f"{statistics.fmean(losses):.3f}"
             rows.append([*_named(result, found), spread_text(errors), loss])
     caption = (
-        f"Expected calibration error x 100 on the {split} split: how far confidence is from "
+        f"Expected calibration error x 100 on the {judged_on(found)}: how far confidence is from "
         "accuracy, over 15 bins of confidence; and the loss there. Lower is better."
     )
     header = ["task", "budget", "arm", "calibration error", "loss"]

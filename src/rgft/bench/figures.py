@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from rgft.bench.comparisons import compare, levers
-from rgft.bench.results import Result, clock, costs_to_target, judged_on, shown
+from rgft.bench.results import Result, clock, costs_to_target, shown
 from rgft.bench.statistics import performance_profile
 from rgft.report.figures import KIND_COLORS
 
@@ -33,7 +33,7 @@ def quality_cost(found: Sequence[Result], cost: str) -> go.Figure | None:
     problems = list(dict.fromkeys(result.problem for result in found))
     if not problems:
         return None
-    split, arms = judged_on(found), list(dict.fromkeys(result.arm for result in found))
+    arms = list(dict.fromkeys(result.arm for result in found))
     rows = -(-len(problems) // PER_ROW)
     titles = [html.escape(shown(problem, found)) for problem in problems]
     figure = make_subplots(rows, PER_ROW, subplot_titles=titles)
@@ -44,16 +44,16 @@ def quality_cost(found: Sequence[Result], cost: str) -> go.Figure | None:
             points = [r for r in found if r.problem == problem and r.arm == arm]
             if points:
                 first = not any(trace.legendgroup == arm for trace in figure.data)
-                trace = _curve(points, by, split, number).update(showlegend=first)
+                trace = _curve(points, by, number).update(showlegend=first)
                 figure.add_trace(trace, row + 1, column + 1)
         name = AXES[by]
         figure.update_xaxes(title_text=name, type="log", row=row + 1, col=column + 1)
     return figure.update_layout(template="plotly_white", height=120 + 330 * rows)
 
 
-def _curve(points: Sequence[Result], cost: str, split: str, number: int) -> go.Scatter:
+def _curve(points: Sequence[Result], cost: str, number: int) -> go.Scatter:
     points = sorted(points, key=lambda r: float(getattr(r, cost)))
-    scores = [[100 * s for s in r.scores(split).values()] for r in points]
+    scores = [[100 * s for s in r.scores().values()] for r in points]
     means = [sum(s) / len(s) for s in scores]
     arm = html.escape(points[0].arm)
     return go.Scatter(
@@ -75,7 +75,7 @@ def _curve(points: Sequence[Result], cost: str, split: str, number: int) -> go.S
 
 def profile(found: Sequence[Result]) -> go.Figure | None:
     """Performance profile of FLOPs to the target, over tasks."""
-    steps = performance_profile(costs_to_target(found, "flops", judged_on(found)))
+    steps = performance_profile(costs_to_target(found, "flops"))
     if not any(steps.values()):
         return None
     widest = max(tau for line in steps.values() for tau, _ in line) * 1.1
@@ -95,7 +95,7 @@ def profile(found: Sequence[Result]) -> go.Figure | None:
 
 def waterfall(found: Sequence[Result]) -> go.Figure | None:
     """What each lever adds, in points: for every arm that extends another, by budget."""
-    comparisons = compare(found, levers(found), judged_on(found))
+    comparisons = compare(found, levers(found))
     if not comparisons:
         return None
     budgets = list(dict.fromkeys(c.budget for c in comparisons))

@@ -37,6 +37,7 @@ class Result:
         rates: The rates that have been tried, in order, those that failed among them.
         runs: The finished records at that rate, by seed.
         failed: How many cells have failed, at whatever rate.
+        split: Where arms of the problem are compared: "test" where all have it, else "validation".
     """
 
     problem: Problem
@@ -46,12 +47,13 @@ class Result:
     rates: tuple[float | None, ...]
     runs: Mapping[int, Mapping[str, Any]]
     failed: int
+    split: str
 
     @property
     def sweep(self) -> str:
         """The rate, of how many, and whether one beyond them may be better.
 
-        >>> Result(Problem("t", "m", 9, 1.0), "a", 1.0, 2e-4, (1e-4, 2e-4), {}, 0).sweep
+        >>> Result(Problem("t", "m", 9, 1.0), "a", 1.0, 2e-4, (1e-4, 2e-4), {}, 0, "test").sweep
         '0.0002 of 2, the largest'
         """
         if self.rate is None:
@@ -71,18 +73,19 @@ class Result:
         """How many runs ended before the method's first decision."""
         return sum(bool(run.get("idle")) for run in self.runs.values())
 
-    def scores(self, split: str) -> dict[int, float]:
-        """The headline metric by seed, of the runs that have the split."""
+    def scores(self, split: str | None = None) -> dict[int, float]:
+        """The headline metric by seed, of the runs that have the split; by default its own."""
         found = {}
         for seed, run in self.runs.items():
-            value = run["metrics"].get(split, {}).get(run["metric"])
+            value = run["metrics"].get(split or self.split, {}).get(run["metric"])
             if value is not None:
                 found[seed] = float(value)
         return found
 
-    def mean(self, split: str) -> float:
+    @property
+    def mean(self) -> float:
         """Mean over seeds; NaN without any."""
-        scores = self.scores(split)
+        scores = self.scores()
         return statistics.fmean(scores.values()) if scores else float("nan")
 
     @property
@@ -115,6 +118,10 @@ class Result:
         )
 
 
+def _tested(record: Mapping[str, Any]) -> bool:
+    return record["metrics"].get("test", {}).get(record["metric"]) is not None
+
+
 def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
     """Every arm at every budget on every problem, in the order in which they first occur."""
     finished: dict[tuple[Problem, str, float | str], list[Mapping[str, Any]]] = {}
@@ -129,6 +136,9 @@ def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
             place = record["task"], record["model"], record["arm"], record["budget"]
             failed.setdefault(place, []).append(record["rate"])
     found = []
+    tested: dict[Problem, bool] = {}
+    for (problem, _, _), group in finished.items():
+        tested[problem] = tested.get(problem, True) and all(map(_tested, group))
     for (problem, arm, budget), group in finished.items():
         rate = chosen_rate(group)
         assert rate != "none"
@@ -136,13 +146,18 @@ def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
         lost = failed.get((problem.task, problem.model, arm, budget), [])
         tried = {record["rate"] for record in group} | set(lost)
         rates = tuple(sorted(tried, key=lambda rate: rate or 0.0))
-        found.append(Result(problem, arm, budget, rate, rates, runs, len(lost)))
+        split = "test" if tested[problem] else "validation"
+        found.append(Result(problem, arm, budget, rate, rates, runs, len(lost), split))
     return found
 
 
 def judged_on(found: Sequence[Result]) -> str:
-    """The split that arms are compared on: "test" where all have it, else "validation"."""
-    return "test" if found and all(result.scores("test") for result in found) else "validation"
+    """The splits that arms are compared on, in words."""
+    splits = {result.split for result in found}
+    if len(splits) < 2:
+        return f"{splits.pop() if splits else 'validation'} split"
+    without = dict.fromkeys(shown(r.problem, found) for r in found if r.split != "test")
+    return f"test split, of {', '.join(without)} validation"
 
 
 def clock(found: Iterable[Result]) -> str:
@@ -150,13 +165,12 @@ def clock(found: Iterable[Result]) -> str:
     return "seconds" if any(math.isnan(result.processor) for result in found) else "processor"
 
 
-def costs_to_target(found: Sequence[Result], cost: str, split: str) -> dict[str, dict[str, float]]:
+def costs_to_target(found: Sequence[Result], cost: str) -> dict[str, dict[str, float]]:
     """Problem -> arm -> what it takes to reach 99% of the best mean of full fine-tuning.
 
     Args:
         found: Results.
         cost: "flops", or "seconds", which are those of `clock`.
-        split: Where quality is measured.
 
     Returns:
         Infinite where no budget that was run gets there; without full fine-tuning, nothing.
@@ -164,12 +178,12 @@ def costs_to_target(found: Sequence[Result], cost: str, split: str) -> dict[str,
     told: dict[str, dict[str, float]] = {}
     for problem in dict.fromkeys(result.problem for result in found):
         here = [result for result in found if result.problem == problem]
-        full = [result.mean(split) for result in here if result.arm == REFERENCE]
+        full = [result.mean for result in here if result.arm == REFERENCE]
         if full:
             name = clock(here) if cost == "seconds" else cost
             told[shown(problem, found)] = {
                 arm: cost_to_target(
-                    [(getattr(r, name), r.mean(split)) for r in here if r.arm == arm],
+                    [(getattr(r, name), r.mean) for r in here if r.arm == arm],
                     TARGET * max(full),
                 )
                 for arm in dict.fromkeys(result.arm for result in here)

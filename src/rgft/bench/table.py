@@ -35,7 +35,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def spread(result: Result, split: str) -> str:
+def spread(result: Result, split: str | None = None) -> str:
     """Mean and deviation of the headline metric over seeds; x 100; and a mark on idle runs."""
     text = spread_text([100 * score for score in result.scores(split).values()])
     if not result.idle:

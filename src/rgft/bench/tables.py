@@ -43,7 +43,6 @@ def all_tables(found: Sequence[Result]) -> list[Table]:
 
 def leaderboard(found: Sequence[Result]) -> Table:
     """Quality by arm and budget, a column a task."""
-    split = judged_on(found)
     problems = list(dict.fromkeys(result.problem for result in found))
     at = {(r.problem, r.arm, r.budget): r for r in found}
     rows = []
@@ -51,16 +50,17 @@ def leaderboard(found: Sequence[Result]) -> Table:
         here = [at.get((problem, arm, budget)) for problem in problems]
         there = [result for result in here if result is not None]
         whole = len(there) == len(problems)
-        mean = statistics.fmean(r.mean(split) for r in there) if whole else math.nan
+        mean = statistics.fmean(r.mean for r in there) if whole else math.nan
         share = statistics.fmean(r.share for r in there)
-        cells = ["-" if r is None else spread(r, split) for r in here]
+        cells = ["-" if r is None else spread(r) for r in here]
         row = [budget_text(budget), arm, *cells, _points(mean), f"{share:.3f}"]
         rows.append((budget_order(budget), -mean if whole else math.inf, row))
     rows.sort(key=lambda row: row[:2])
     header = ["budget", "arm", *(shown(p, found) for p in problems), "mean", "FLOPs, share of full"]
     caption = (
-        f"Headline metric x 100 on the {split} split: mean ± standard deviation over seeds, at the "
-        "learning rate that validation chose. The mean is over all tasks, for arms that have all."
+        f"Headline metric x 100 on the {judged_on(found)}: mean ± standard deviation over "
+        "seeds, at the learning rate that validation chose. The mean is over all tasks, for arms "
+        "that have all."
     )
     return Table("Leaderboard", with_idle(caption, found), header, [row[2] for row in rows])
 
@@ -69,7 +69,7 @@ def against_full(found: Sequence[Result]) -> Table:
     """Every arm against full fine-tuning on a schedule shortened to the same budget."""
     return _compared(
         "Against full fine-tuning at the same budget",
-        compare(found, against_reference(found), judged_on(found)),
+        compare(found, against_reference(found)),
         found,
     )
 
@@ -78,14 +78,14 @@ def ours_against(found: Sequence[Result]) -> Table:
     """The arm `rgft` against every other at the same budget; empty without one of that name."""
     return _compared(
         f"{OURS} against the others at the same budget",
-        compare(found, ours_against_others(found), judged_on(found)),
+        compare(found, ours_against_others(found)),
         found,
     )
 
 
 def lever_table(found: Sequence[Result]) -> Table:
     """Every arm against the one that it extends: what a lever is worth."""
-    return _compared("Levers", compare(found, levers(found), judged_on(found)), found)
+    return _compared("Levers", compare(found, levers(found)), found)
 
 
 def _compared(title: str, comparisons: Sequence[Comparison], found: Sequence[Result]) -> Table:
@@ -112,8 +112,7 @@ def _compared(title: str, comparisons: Sequence[Comparison], found: Sequence[Res
 
 def targets(found: Sequence[Result]) -> Table:
     """What each arm needs for 99% of the best of full fine-tuning, relative to the cheapest."""
-    split = judged_on(found)
-    told = {cost: costs_to_target(found, cost, split) for cost in ("flops", "seconds")}
+    told = {cost: costs_to_target(found, cost) for cost in ("flops", "seconds")}
     rows = []
     for problem, arms in told["flops"].items():
         for arm in arms:
@@ -124,7 +123,8 @@ def targets(found: Sequence[Result]) -> Table:
                 cells += [_amount(cost, costs[arm]), _ratio(costs[arm], rest)]
             rows.append([problem, arm, *cells])
     caption = (
-        f"The least that was run to reach 99% of full fine-tuning's best mean ({split}), and its "
+        f"The least that was run to reach 99% of full fine-tuning's best mean "
+        f"({judged_on(found)}), and its "
         "ratio to the cheapest of the other arms. Seconds are the processor's where all of a task "
         "have them."
     )
