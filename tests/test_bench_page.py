@@ -233,7 +233,7 @@ def test_what_holds_no_records_is_said(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no records"):
         load([tmp_path])
     (tmp_path / "x.jsonl").write_text('{"key": "a"}\n')
-    with pytest.raises(InputError, match="has a record without '"):
+    with pytest.raises(InputError, match="has a record without 'status'"):
         load([tmp_path / "x.jsonl"])
 
 
@@ -277,6 +277,9 @@ def test_each_task_is_judged_by_its_test_split_if_it_has_one() -> None:
     assert leaderboard(found).rows[0][2:5] == ["55.0 ± 7.1", "90.0 ± 0.0", "72.5"]
     assert judged_on(found) == "test split, of u validation"
     assert judged_on([r for r in found if r.problem.task == "t"]) == "test split"
+    lost = {**records[0], "rate": 9.0, "key": "lost"}
+    lost["metrics"] = {"validation": {"accuracy": None}, "test": {"accuracy": None}}  # diverged
+    assert {r.split for r in results([*records, lost])} == {"test"}
     # an arm without it takes the task to validation, for all alike
     (*_, last) = records
     bare = {**last, "metrics": {"validation": last["metrics"]["validation"]}}

@@ -189,9 +189,8 @@ def test_it_resumes_exactly(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", TRAINERS)
 def test_a_budget_ends_it(name: str, tmp_path: Path) -> None:
-    share = (
-        0.75 if name == "sentences" else 0.5
-    )  # whose steps are few: a decision has to fall in them
+    # those of sentences have few steps, and a decision has to fall in them
+    share = 0.75 if name == "sentences" else 0.5
     callback, trainer = trained(name, tmp_path, budget=share)
     assert callback.spending is not None
     assert trainer.state.global_step < STEPS

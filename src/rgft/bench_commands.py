@@ -168,6 +168,7 @@ def compare_maps(places: tuple[Path, ...], markdown: Path | None) -> None:
     from rgft.bench.maps import (  # noqa: PLC0415
         LEAST_COMPONENTS,
         all_tables,
+        comparable,
         run_maps,
     )
     from rgft.bench.page import load  # noqa: PLC0415
@@ -183,7 +184,7 @@ def compare_maps(places: tuple[Path, ...], markdown: Path | None) -> None:
             f"nothing to compare: {len(maps)} error maps in {where}; give runs of "
             f"several seeds, tasks or methods with at least {LEAST_COMPONENTS} components in common"
         )
-    if short := [one for one in maps if not one.comparable]:
+    if short := [one for one in maps if not comparable([one.end])]:
         names = ", ".join(dict.fromkeys(f"{shown(one.problem, found)} {one.arm}" for one in short))
         warn(
             f"{len(short)} of {len(maps)} error maps are left out, since fewer than "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import takewhile
 from typing import NamedTuple
 
@@ -121,18 +122,18 @@ def typical_batch(
 
 
 class Start(NamedTuple):
-    """What a run begins with once the model has been surveyed.
+    """What a run begins with.
 
     Attributes:
-        survey: What the layers know of the labels.
-        frozen_below: Depth of the first component that trains.
+        config: Settings of the guide.
         recipe: Learning rate and batches.
-        few: Whether that is so since the budget buys too few visits to train all layers.
+        survey: What the layers know of the labels, if they were asked.
+        few: Whether part of them is frozen since the budget buys too few visits to train all.
     """
 
-    survey: Survey
-    frozen_below: int
+    config: Config
     recipe: Recipe
+    survey: Survey | None = None
     few: bool = False
 
 
@@ -166,7 +167,8 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
         whole = (spending.limit - meter.spent) / len(examples)  # of `auto`, all of its stages
         passes = passes_bought(whole, *visit_costs(meter, config, batch, lowest))
         if too_few_for_all(len(examples), passes):
-            return Start(surveyed, half, recipes.between(frozen_share(model, half)), few=True)
+            recipe = recipes.between(frozen_share(model, half))
+            return Start(replace(config, frozen_below=half), recipe, surveyed, few=True)
     kept = len(surveyed.depths)
     if cut and can_cut(model):
         kept = surveyed.layers()
@@ -174,13 +176,14 @@ def surveyed_start(  # noqa: PLR0913 - what the choice is made from
         meter.renew()
     depth = surveyed.frozen_below(kept)
     if not known:
-        return Start(surveyed, depth, recipes.deep)
+        return Start(replace(config, frozen_below=depth), recipes.deep, surveyed)
     if priced:
         limit = (spending.flops_limit - meter.spent) / len(examples)
         passes = passes_wanted(len(examples), most_passes)
         depths = range(lowest, depth + 1)
         depth = opened_below(depths, meter, config, batch, limit=limit, passes=passes)
-    return Start(surveyed, depth, recipes.between(frozen_share(model, depth)))
+    recipe = recipes.between(frozen_share(model, depth))
+    return Start(replace(config, frozen_below=depth), recipe, surveyed)
 
 
 def step_share(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from torch import nn
 
@@ -12,6 +11,7 @@ from rgft.batches import Example
 from rgft.budgeting import (
     MOST_VISITS,
     STANDARD_BATCH,
+    Start,
     batch_shapes,
     full_fine_tuning_flops,
     surveyed_start,
@@ -26,27 +26,10 @@ from rgft.progress import waiting
 from rgft.rate_scale import rate_scale
 from rgft.spec import RunSpec
 from rgft.spending import Spending, parse_budget
-from rgft.survey import Survey
 from rgft.tasks import TaskData
 from rgft.text_to_text import TextToTextInputs
 
 ABOVE_EMBEDDINGS = 1  # depth of the first layer
-
-
-class Begun(NamedTuple):
-    """What a run begins with.
-
-    Attributes:
-        config: Settings of the guide.
-        recipe: Learning rate and batches.
-        survey: What the layers know of the labels, if they were asked.
-        few: Whether part of them is frozen since the budget buys too few visits to train all.
-    """
-
-    config: Config
-    recipe: Recipe
-    survey: Survey | None = None
-    few: bool = False
 
 
 def priced(  # noqa: PLR0913 - what it is made of
@@ -85,26 +68,24 @@ def begin(  # noqa: PLR0913 - what the choice is made from
     spending: Spending | None,
     rows: Sequence[Example],
     inputs: Inputs,
-) -> Begun:
+) -> Start:
     """Settings and recipe, and the survey that chose them if there is one."""
     recipes = method.surveyed
     if spending is None or recipes is None:
-        return Begun(config, Recipe(method.lr, STANDARD_BATCH))
+        return Start(config, Recipe(method.lr, STANDARD_BATCH))
     if task.kind == "generation":  # there are no labels that a layer could know
         below = config.frozen_below or ABOVE_EMBEDDINGS
-        return Begun(replace(config, frozen_below=below), recipes.deep)
+        return Start(replace(config, frozen_below=below), recipes.deep)
     if config.frozen_below:
         share = frozen_share(spending.meter.model, config.frozen_below)
-        return Begun(config, recipes.between(share))
+        return Start(config, recipes.between(share))
     with waiting("surveying the model"):
-        start = surveyed_start(
+        return surveyed_start(
             *(spending, config, recipes, rows, inputs),
             seed=spec.seed,
             cut=spec.keep_layers is None,
             most_passes=spec.epochs * MOST_VISITS,
         )
-    steered = replace(config, frozen_below=start.frozen_below)
-    return Begun(steered, start.recipe, start.survey, start.few)
 
 
 def own_rate(recipe: Recipe, method: Method, model: nn.Module) -> float:

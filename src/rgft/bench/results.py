@@ -118,10 +118,6 @@ class Result:
         )
 
 
-def _tested(record: Mapping[str, Any]) -> bool:
-    return record["metrics"].get("test", {}).get(record["metric"]) is not None
-
-
 def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
     """Every arm at every budget on every problem, in the order in which they first occur."""
     finished: dict[tuple[Problem, str, float | str], list[Mapping[str, Any]]] = {}
@@ -138,7 +134,7 @@ def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
     found = []
     tested: dict[Problem, bool] = {}
     for (problem, _, _), group in finished.items():
-        tested[problem] = tested.get(problem, True) and all(map(_tested, group))
+        tested[problem] = tested.get(problem, True) and all("test" in r["metrics"] for r in group)
     for (problem, arm, budget), group in finished.items():
         rate = chosen_rate(group)
         assert rate != "none"

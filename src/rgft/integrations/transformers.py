@@ -213,7 +213,8 @@ class RGFTCallback(TrainerCallback, ExportableState):  # type: ignore[misc]
         if self._budget is not None and self.spending is not None and not stopped:
             longer = "max_steps" if args.max_steps > 0 else "num_train_epochs"
             self._say_what_is_left(self.spending, longer)
-        if self._budget is not None and stopped and self.guide is not None and self.guide.idle:
+        spent = self._budget is not None and self.spending is not None and self.spending.finished
+        if spent and stopped and self.guide is not None and self.guide.idle:
             warn(
                 "the budget ended before the method's first decision, so that the run was plain "
                 "fine-tuning; give a larger budget, or a lower every or warmup"

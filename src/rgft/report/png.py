@@ -15,14 +15,13 @@ from matplotlib.figure import Figure
 
 from rgft.report import amounts
 from rgft.report.grid import ErrorGrid
-from rgft.report.heatmap import MAX_COLUMNS
+from rgft.report.heatmap import LABEL_CHARACTERS, MAX_COLUMNS
 from rgft.report.run import Run
 
 DPI = 150
 WIDTH = 9.0  # inches
 ROW, ROWS_HEIGHT = 0.24, (1.6, 8.0)  # inches; of one row, of all at least and at most
 LABEL_HEIGHT = 0.15  # inches
-LABEL_CHARACTERS = 34
 
 
 def error_map_png(run: Run) -> bytes | None:

@@ -27,7 +27,7 @@ RANK = "rank correlation"
 
 def all_tables(found: Sequence[Result]) -> list[Table]:
     """Every table that has rows."""
-    maps = [one for one in run_maps(found) if one.comparable]
+    maps = [one for one in run_maps(found) if comparable([one.end])]
     told = [over_seeds(maps, found), by_task(maps), of_tasks(maps, found)]
     told += [of_methods(maps, found), early(maps)]
     return [table for table in told if table.rows]

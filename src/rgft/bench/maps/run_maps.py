@@ -38,11 +38,6 @@ class RunMap:
     end: Mapping[str, float]
     early: Mapping[str, float] | None
 
-    @property
-    def comparable(self) -> bool:
-        """Whether so many components were scored that it can be compared with another."""
-        return len(self.end) >= LEAST_COMPONENTS
-
 
 def run_maps(found: Iterable[Result]) -> list[RunMap]:
     """The maps of all runs at the chosen rates that have one."""
