@@ -30,6 +30,7 @@ TABLES = {
     "areas": areas.areas,
     "calibration": domains.calibration,
     "other-domains": domains.other_domains,
+    "forgetting": domains.forgetting,
     "leaderboard": tables.leaderboard,
     "against-full": tables.against_full,
     "against-others": tables.ours_against,

@@ -175,6 +175,12 @@ app.add_command(compare_maps)
     "[float32 where it pays]",
 )
 @click.option(
+    "--forgetting/--no-forgetting",
+    default=None,
+    help="Measure before and after what the model could do untaught: tell how alike sentences are "
+    "(STS-B), or predict general text (WikiText-2).  [no]",
+)
+@click.option(
     "--extend", multiple=True, help="Python file with METHODS or TASKS of your own; repeatable."
 )
 @click.option("--resume", is_flag=True, help="Go on exactly from the newest checkpoint.")

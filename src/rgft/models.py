@@ -138,6 +138,17 @@ def writes_as(model: str, task: str) -> Architecture:
     )
 
 
+def is_encoder_decoder(model: str) -> bool:
+    """Whether an encoder reads and a decoder writes.
+
+    Raises:
+        InputError: Its configuration cannot be loaded.
+    """
+    from transformers import AutoConfig  # noqa: PLC0415
+
+    return bool(_load(AutoConfig, model).is_encoder_decoder)
+
+
 def load_writer(model: str, architecture: Architecture) -> nn.Module:
     """`model` with the head that it was pre-trained with, in single precision.
 

@@ -25,6 +25,7 @@ from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
 from rgft.execution.galore import Projection, check_rank, projected_weights
 from rgft.execution.stored_samples import Storage
+from rgft.forgetting import Ability, load_ability
 from rgft.guide import Guide
 from rgft.inputs import Inputs, load_inputs
 from rgft.launch import Launch
@@ -71,6 +72,7 @@ class Prepared:
     layers: Layers
     sampling: Sampling
     prefix_cache: str | None
+    ability: Ability | None  # of which is measured how much is forgotten
     spending: Spending | None = None
     survey: Survey | None = None
     few: bool = False  # visits, so that the upper half trains
@@ -140,6 +142,7 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
     check_skipping(spec, method)
     _check_alone(spec, method, adapter, launch)
     task, inputs, model, reference, layers = _load(spec, config, adapter, value)
+    ability = load_ability(spec, task, inputs) if spec.forgetting else None
     examples = {split: inputs.examples(task, split) for split in task.splits}
     rows = examples["train"]
     tokens = max(inputs.lengths(inputs.longest(rows))) if task.modality == "text" else None
@@ -183,6 +186,7 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
         adam_beta2=recipe.adam_beta2 if spec.adam_beta2 is None else spec.adam_beta2,
         sampling=how,
         prefix_cache=cache,
+        ability=ability,
         spending=spending,
         survey=begun.survey,
         few=begun.few,

@@ -45,6 +45,8 @@ def summary(record: dict[str, Any]) -> Table:
     )
     if (layers := record.get("layers")) and layers["kept"] < layers["of"]:
         table.add_row("layers kept", f"{layers['kept']} of {layers['of']}")
+    if forgetting := record.get("forgetting"):
+        table.add_row("forgetting", amounts.forgetting(forgetting))
     peak = record["peak_memory_bytes"]
     table.add_row("peak memory", "not known" if peak is None else f"{peak / 2**30:.2f} GiB")
     updated = record["parameters"]["updated_per_step"]["mean"]

@@ -94,6 +94,8 @@ class RunSpec:
         precision: Of matrix products: "float32", or "bfloat16" (weights stay in float32).
         prefix_cache: Format in which outputs of the frozen deepest layers are kept, or "off"; None
             for the method's own.
+        forgetting: Whether an ability of the pre-trained model is measured before and after
+            (`rgft.forgetting`).
         extend: Python files with methods and tasks of the user's own.
     """
 
@@ -128,6 +130,7 @@ class RunSpec:
     dropout: bool | None = None
     precision: str = "float32"
     prefix_cache: str | None = None
+    forgetting: bool | None = None
     extend: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:

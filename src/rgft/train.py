@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from tqdm import tqdm
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -22,6 +23,7 @@ from rgft.checkpoints import CACHE, FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
 from rgft.extensions import extend
 from rgft.folder_lock import held
+from rgft.forgetting import forgetting
 from rgft.integrations.transformers import RGFTCallback
 from rgft.launch import Launch, join
 from rgft.methods import find_method
@@ -29,7 +31,7 @@ from rgft.models import PACKAGED, locate
 from rgft.outcome import outcome
 from rgft.preparation import Prepared, prepare
 from rgft.processes import Processes
-from rgft.progress import Progress, Quiet
+from rgft.progress import Progress, Quiet, waiting
 from rgft.recorder import Pace, RunRecorder, StopOnSignal
 from rgft.run_folder import (
     begin,
@@ -256,6 +258,7 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
     if allocation is not None:
         record["ranks"] = allocation.ranks
     if launch.first:
+        record["forgetting"] = _forgetting(prepared, trainer.model)
         _leave_behind(trainer, prepared, output_dir, record, guidance)
     return record
 
@@ -280,6 +283,19 @@ def _trainer(
         prepared.sampling,
         measure=partial(of_labels, task.kind, processes=processes),
     )
+
+
+def _forgetting(prepared: Prepared, model: nn.Module) -> dict[str, Any] | None:
+    """What the model could do when it was loaded, and can do now; None where it is not asked.
+
+    It is loaded anew: the one that was trained may have lost layers before it began.
+    """
+    if prepared.ability is None:
+        return None
+    with waiting("measuring what was forgotten"):
+        loaded = prepared.inputs.load_model(prepared.task.label_names)
+        loaded.to(next(model.parameters()).device)
+        return forgetting(prepared.ability, loaded, model)
 
 
 def _leave_behind(

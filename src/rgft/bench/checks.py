@@ -8,6 +8,7 @@ from typing import Any
 from rgft.bench.cells import Cell
 from rgft.bench.suite import in_suite
 from rgft.errors import InputError
+from rgft.forgetting import check_forgetting
 from rgft.inputs import load_inputs
 from rgft.models import check_modality, writes_as
 from rgft.progress import waiting
@@ -21,7 +22,7 @@ OF_DATA = (
 )
 OF_INPUTS = (
     *("model", "max_length", "image_size", "group_by_length"),
-    *("prompt", "max_target_length", "beams", "written_rows"),
+    *("prompt", "max_target_length", "beams", "written_rows", "forgetting"),
 )
 
 
@@ -56,10 +57,14 @@ def _check(spec: RunSpec, task: TaskData | None) -> TaskData | None:
             writes_as(spec.model, str(spec.task))
         else:
             check_modality(spec.model, entry.modality, str(spec.task))
+        if spec.forgetting:
+            check_forgetting(spec, entry.modality)
         return None
     if task is None:
         task = load_data(spec)
     load_inputs(spec, task)
+    if spec.forgetting:
+        check_forgetting(spec, task.modality)
     return task
 
 

@@ -1,4 +1,4 @@
-"""Beyond the headline: test sets of other domains, and whether probabilities mean what they say."""
+"""Beyond the headline: other domains, what is forgotten, and whether probabilities mean much."""
 
 from __future__ import annotations
 
@@ -25,6 +25,30 @@ def other_domains(found: Sequence[Result]) -> Table:
     caption = "Headline metric x 100 on further test sets of a task, beside that of its own domain."
     header = ["task", "budget", "arm", "test set", "there", f"own domain ({judged_on(found)})"]
     return Table("Other domains", caption, header, rows)
+
+
+def forgetting(found: Sequence[Result]) -> Table:
+    """What models could do before fine-tuning, and after."""
+    rows = []
+    for result in _ordered(found):
+        told = [run["forgetting"] for run in result.runs.values() if run.get("forgetting")]
+        told = [one for one in told if None not in (one["before"], one["after"])]
+        if not told:
+            continue
+        of, metric = told[0]["of"], told[0]["metric"]
+        scale = 1 if metric == "perplexity" else 100
+        before, after = ([scale * one[when] for one in told] for when in ("before", "after"))
+        change = [now - then for then, now in zip(before, after, strict=True)]
+        sign = "+" * (statistics.fmean(change) > 0)
+        shown_values = [spread_text(before), spread_text(after), sign + spread_text(change)]
+        rows.append([*_named(result, found), f"{of}, {metric}", *shown_values])
+    caption = (
+        "What the pre-trained model can do untaught, before and after fine-tuning: Spearman's rho "
+        "x 100 of people's ratings and the cosine of mean hidden states (stsb; more is better), or "
+        "the perplexity of general text (wikitext; less is better)."
+    )
+    header = ["task", "budget", "arm", "of", "before", "after", "change"]
+    return Table("Forgetting", caption, header, rows)
 
 
 def calibration(found: Sequence[Result]) -> Table:

@@ -15,6 +15,7 @@ KEPT = (
     *("method", "seed", "lr", "epochs", "batch_size", "adam_beta2", "dropout", "layers", "survey"),
     *("rows", "config", "idle"),
     *("metric", "metrics", "flops", "seconds", "visits", "prefix_cache", "peak_memory_bytes"),
+    "forgetting",
     *("versions", "hardware", "resumed", "command", "code_revision", "started", "finished"),
 )
 MAP_POINTS = 10  # of the run's course

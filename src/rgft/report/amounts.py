@@ -151,6 +151,19 @@ def stages(auto: Mapping[str, Any]) -> str:
     )
 
 
+def forgetting(found: Mapping[str, Any]) -> str:
+    """What an ability was before and after.
+
+    >>> forgetting({"of": "stsb", "metric": "spearman", "before": 0.8212, "after": 0.79})
+    'stsb: spearman 0.8212 before, 0.79 after'
+    """
+    before, after = (
+        "not finite" if value is None else f"{value:.4g}"
+        for value in (found["before"], found["after"])
+    )
+    return f"{found['of']}: {found['metric']} {before} before, {after} after"
+
+
 def shortened(text: str, limit: int) -> str:
     """A text of at most `limit` characters; the middle gives way to an ellipsis.
 

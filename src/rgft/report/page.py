@@ -172,6 +172,7 @@ def tables(run: Run) -> list[Table]:
             **({} if run.budget is None else {"budget": run.budget}),
             **({} if run.start is None else {"start": run.start}),
             **({} if run.stages is None else {"stages": run.stages}),
+            **({} if run.forgetting is None else {"forgetting": run.forgetting}),
             **({"idle": IDLE} if run.idle else {}),
             "granularity": run.granularity, "components": len(run.components),
             "trainable parameters": amounts.count(run.parameters["trainable"]),

@@ -70,6 +70,7 @@ class Run:
         budget: What was given, None without one.
         start: What a survey found and what was chosen by it, None without one.
         stages: What the stages of a budget that is auto came to, None without any.
+        forgetting: What the model could do before and after, None where it was not measured.
         idle: Whether the run ended before the method's first decision.
         granularity: How the model was split into components.
         config: The method's settings.
@@ -101,6 +102,7 @@ class Run:
     budget: str | None
     start: str | None
     stages: str | None
+    forgetting: str | None
     idle: bool
     granularity: str | None
     config: Mapping[str, object]
@@ -156,6 +158,7 @@ def _parse(fields: Fields, error_map: ErrorGrid | None, again: str) -> Run:
         budget=fields.optional_text("budget"),
         start=fields.optional_text("start"),
         stages=_stages(fields),
+        forgetting=_forgetting(fields),
         idle=bool(fields.values.get("idle")),
         granularity=fields.optional_text("granularity"),
         config=fields.inside("config").values,
@@ -187,6 +190,14 @@ def _stages(fields: Fields) -> str | None:
         {name: row.number(name) for name in ("share", "validation")} for row in auto.rows("stages")
     ]
     return amounts.stages({"stages": rows, "chosen": auto.values.get("chosen")})
+
+
+def _forgetting(fields: Fields) -> str | None:
+    if fields.values.get("forgetting") is None:
+        return None
+    found = fields.inside("forgetting")
+    texts = {name: found.text(name) for name in ("of", "metric")}
+    return amounts.forgetting(texts | {name: found.number(name) for name in ("before", "after")})
 
 
 def _check_status(fields: Fields) -> None:
