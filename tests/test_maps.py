@@ -171,3 +171,70 @@ def test_the_command_and_the_page_have_the_tables(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, ["maps", str(file)], standalone_mode=False)
     assert "nothing to compare: 1 error maps" in str(said.exception)
     assert f"at least {LEAST_COMPONENTS} components" in str(said.exception)
+
+
+# what tasks are like
+
+
+def on_tasks(ends: Mapping[str, Values], gains: Mapping[str, float]) -> list[dict]:
+    """Full fine-tuning and a tenth of it with `rgft`, whose surveys explain ever less."""
+    made = []
+    for i, (task, end) in enumerate(ends.items()):
+        score = {"metrics": {"validation": {"accuracy": 0.5}}}
+        made.append(record(task, "full", 0, end, end, budget=1.0, **score))
+        ours = {"metrics": {"validation": {"accuracy": 0.5 + gains[task]}}}
+        survey = {"survey": {"explained": [0.1, 0.9 - 0.1 * i, 0.2]}}
+        made.append(record(task, "rgft", 0, end, end, budget=0.1, **ours, **survey))
+    return made
+
+
+SHAPES: Mapping[str, Values] = {
+    "a": (4.0, 0.0, 0.0, 0.0),
+    "trec": (3.0, 1.0, 0.0, 0.0),
+    "b": (1.0, 1.0, 1.0, 1.0),
+    "c": (0.0, 0.0, 1.0, 1.0),
+    "d": (0.0, 0.0, 0.0, 2.0),
+}
+
+
+def test_traits_of_tasks_are_those_worked_out_by_hand() -> None:
+    gains = {task: 0.01 * i for i, task in enumerate(SHAPES)}
+    found = tables(on_tasks(SHAPES, gains))["Error maps: traits of tasks"]
+    assert [row[0] for row in found] == list(SHAPES)
+    assert [row[4] for row in found] == ["0.00", "0.08", "0.50", "0.83", "1.00"]
+    assert [row[3] for row in found] == ["0.10", "0.20", "0.30", "0.40", "0.50"]
+    assert [row[2] for row in found] == ["-", "6", "-", "-", "-"]
+    assert [row[5] for row in found] == ["+0.0", "+1.0", "+2.0", "+3.0", "+4.0"]
+
+
+def test_what_goes_with_traits_is_told_with_an_exact_p() -> None:
+    gains = dict(zip(SHAPES, (0.0, 0.02, 0.01, 0.03, 0.04), strict=True))
+    found = tables(on_tasks(SHAPES, gains))["Error maps: what goes with traits"]
+    rows = {(row[0], row[1]): row[2:] for row in found}
+    # of rows all tasks have 9, and classes are known of one alone: no row for either
+    assert list(rows) == [
+        ("centre of the map", "distance"),
+        ("rgft less full", "distance"),
+        ("rgft less full", "centre of the map"),
+    ]
+    orders = [list(order) for order in itertools.permutations(range(5))]
+    whole = [abs(stats.spearmanr(order, range(5)).statistic) for order in orders]
+    for (value, around, p, tasks), given, corrected in zip(
+        rows.values(), (range(5), (0, 2, 1, 3, 4), (0, 2, 1, 3, 4)), (3, 2, 2), strict=True
+    ):
+        rho = stats.spearmanr(given, range(5)).statistic
+        left = [
+            stats.spearmanr([v for j, v in enumerate(given) if j != i], range(4)).statistic
+            for i in range(5)
+        ]
+        exact = np.mean([one >= abs(rho) - 1e-9 for one in whole])
+        assert value == f"{rho:+.2f}" and tasks == "5"
+        assert around == f"{min(left):+.2f} to {max(left):+.2f}"
+        assert float(p) == pytest.approx(min(1, corrected * exact), rel=0.05)
+
+
+def test_of_four_tasks_nothing_is_said() -> None:
+    four = {task: end for task, end in SHAPES.items() if task != "d"}
+    found = tables(on_tasks(four, dict.fromkeys(four, 0.0)))
+    assert "Error maps: what goes with traits" not in found
+    assert len(found["Error maps: traits of tasks"]) == 4

@@ -44,6 +44,7 @@ class TaskEntry:
         load: Loads it, from the folder given or from where it lies by default.
         available: Whether it can be loaded without the network.
         modality: "text" or "image".
+        classes: How many classes its labels have; None for other kinds.
     """
 
     description: str
@@ -53,6 +54,7 @@ class TaskEntry:
     load: Callable[[Path | None], TaskData]
     available: Callable[[], bool]
     modality: Modality = "text"
+    classes: int | None = None
 
 
 def _hub_entry(task: hub.HubTask) -> TaskEntry:
@@ -64,6 +66,7 @@ def _hub_entry(task: hub.HubTask) -> TaskEntry:
         load=functools.partial(hub.load_hub_task, task),
         available=functools.partial(hub.is_available, task),
         modality=task.modality,
+        classes=len(task.label_names) or None,
     )
 
 
@@ -77,6 +80,7 @@ TASKS: dict[str, TaskEntry] = {
         origin=f"source distribution of {reviews.REQUIREMENT} through pip (MIT licence)",
         load=reviews.load_reviews,
         available=reviews.is_available,
+        classes=2,
     ),
     "reviews-rating": TaskEntry(
         description="mean sentiment rating, -4 to 4, of the same texts",
@@ -95,6 +99,7 @@ TASKS: dict[str, TaskEntry] = {
         load=fashion.load_fashion,
         available=fashion.is_available,
         modality=FASHION.modality,
+        classes=len(FASHION.label_names),
     ),
     METAMATHQA.name: TaskEntry(
         description=METAMATHQA.description,

@@ -18,6 +18,7 @@ from rgft.bench.maps.agreement import (
     rank_correlation,
 )
 from rgft.bench.maps.run_maps import LEAST_COMPONENTS, RunMap, profile, run_maps
+from rgft.bench.maps.traits import of_traits, with_traits
 from rgft.bench.results import REFERENCE, Problem, Result, shown
 from rgft.bench.statistics import holm, interval
 from rgft.bench.table import Table, budget_text
@@ -29,7 +30,7 @@ def all_tables(found: Sequence[Result]) -> list[Table]:
     """Every table that has rows."""
     maps = [one for one in run_maps(found) if comparable([one.end])]
     told = [over_seeds(maps, found), by_task(maps), of_tasks(maps, found)]
-    told += [of_methods(maps, found), early(maps)]
+    told += [of_methods(maps, found), early(maps), of_traits(found), with_traits(found)]
     return [table for table in told if table.rows]
 
 

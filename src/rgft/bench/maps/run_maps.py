@@ -28,6 +28,7 @@ class RunMap:
         budget: Its budget.
         seed: Its seed.
         end: Component -> E at the end of the run; those alone that were ever scored.
+        depths: Component -> its position in the forward pass.
         early: The same after a tenth of it; None where that was not recorded.
     """
 
@@ -36,6 +37,7 @@ class RunMap:
     budget: float | str
     seed: int
     end: Mapping[str, float]
+    depths: Mapping[str, int]
     early: Mapping[str, float] | None
 
 
@@ -49,9 +51,9 @@ def run_maps(found: Iterable[Result]) -> list[RunMap]:
                 points = [_scored(recorded["components"], row) for row in recorded["error"]]
                 soon = recorded["course"][0] <= EARLY_AT_MOST and len(points) > 1
                 early = points[0] if soon else None
-                told.append(
-                    RunMap(result.problem, result.arm, result.budget, seed, points[-1], early)
-                )
+                depths = dict(zip(recorded["components"], recorded["depths"], strict=True))
+                place = (result.problem, result.arm, result.budget, seed)
+                told.append(RunMap(*place, points[-1], depths, early))
     return told
 
 

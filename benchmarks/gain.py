@@ -1,0 +1,164 @@
+"""Where fine-tuning gains, and whether the error map tells: components are put back in turn.
+
+MiniLM is fully fine-tuned for three epochs, at the rate that the suite `headline` chose. Then each
+component in turn has its pre-trained weights put back, the rest staying as tuned. What that costs
+is what was gained there (Zhang, Bengio and Singer 2022):
+
+    gain_k = loss with component k put back - loss as tuned, on the validation split
+
+The pooler and the head are left out: they have no pre-trained weights. Beside it stand E_k after a
+tenth of the run and at its end, and how far the component has moved, relative to its norm.
+
+    RGFT_DATA=DIR python benchmarks/gain.py --records benchmarks/records/gain.jsonl
+
+A second call runs only the cells that are missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from invocation import invocation
+from torch import nn
+
+from rgft import partition, records
+from rgft.bench.record import error_map
+from rgft.inputs import load_inputs
+from rgft.models import load_classifier
+from rgft.progress import Quiet
+from rgft.run_samples import load_data
+from rgft.sample_losses import sample_losses
+from rgft.spec import RunSpec
+from rgft.train import run
+
+SEEDS = (0, 1, 2)
+TASKS = {  # training rows, and the rate
+    "trec": (2000, 1e-4),
+    "sst2": (2000, 5e-5),
+    "reviews": (2000, 2e-4),
+    "cola": (4000, 5e-5),
+}
+PRE_TRAINED = ("embedding", "layer")  # pooler and head begin anew
+EVALUATED = 500  # rows of the validation split at most
+BATCH = 64
+
+
+def measure(task: str, seed: int) -> dict[str, Any]:
+    """One run, and every component of it put back."""
+    rows, lr = TASKS[task]
+    spec = RunSpec(
+        task=task,
+        method="full",
+        epochs=3,
+        lr=lr,
+        seed=seed,
+        max_train_rows=rows,
+        max_evaluation_rows=EVALUATED,
+        evaluations=1,
+        precision="bfloat16",
+    )
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "run"
+        record = run(spec, folder)
+        told = error_map(folder / "error_map.parquet")
+        with Quiet():
+            data = load_data(spec)
+            inputs = load_inputs(spec, data)
+            before = load_classifier(spec.model, data.label_names, 0)
+            tuned = load_classifier(str(folder), data.label_names, 0)
+    assert told is not None
+    batches = examples_of(inputs, data)
+    base = loss_of(tuned, batches)
+    first, last = dict(before.named_parameters()), dict(tuned.named_parameters())
+    components = []
+    for component in partition(tuned, "layer"):
+        if component.kind not in PRE_TRAINED:
+            continue
+        names = [one.parameter for one in component.slices]
+        kept = {name: last[name].detach().clone() for name in names}
+        moved = sum(float((kept[n] - first[n]).square().sum()) for n in names)
+        size = sum(float(first[n].detach().square().sum()) for n in names)
+        put(last, {name: first[name] for name in names})
+        column = told["components"].index(component.name)
+        components.append(
+            {
+                "name": component.name,
+                "depth": component.depth,
+                "early": told["error"][0][column],
+                "end": told["error"][-1][column],
+                "moved": (moved / size) ** 0.5,
+                "gain": loss_of(tuned, batches) - base,
+            }
+        )
+        put(last, kept)
+    return {
+        "task": task,
+        "seed": seed,
+        "rows": rows,
+        "lr": lr,
+        "early_at": told["course"][0],
+        "metrics": record["metrics"],
+        "loss": base,
+        "components": components,
+    }
+
+
+def examples_of(inputs: Any, data: Any) -> list[dict[str, torch.Tensor]]:
+    """Batches of the validation split."""
+    rows = inputs.examples(data, "validation")
+    return [inputs.collate(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
+
+
+@torch.no_grad()
+def loss_of(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> float:
+    """Mean loss of a sample, in single precision."""
+    model.eval()
+    losses = [
+        sample_losses(model(**batch).logits, batch["labels"], "classification") for batch in batches
+    ]
+    return float(torch.cat(losses).mean())
+
+
+@torch.no_grad()
+def put(parameters: dict[str, nn.Parameter], values: dict[str, torch.Tensor]) -> None:
+    """Overwrite some of them."""
+    for name, value in values.items():
+        parameters[name].copy_(value)
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The records that are there."""
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--records", type=Path, required=True, help="JSON Lines, added to")
+    given = parser.parse_args()
+    done = {(record["task"], record["seed"]) for record in read(given.records)}
+    for task in TASKS:
+        for seed in SEEDS:
+            if (task, seed) in done:
+                continue
+            started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            record = measure(task, seed)
+            record |= {"started": started, "command": invocation(__file__, "--records")}
+            records.note_environment(record, 0)
+            with given.records.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(record) + "\n")
+            told = ", ".join(
+                f"{c['name'].split('.')[-1]} {c['gain']:.3f}" for c in record["components"]
+            )
+            print(f"{task} seed {seed}: {told}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
