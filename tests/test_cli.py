@@ -108,3 +108,33 @@ def test_tasks_and_where_they_lie_are_whole(
     assert [(row[0], row[3], row[4]) for row in rows] == [
         (name, task.description, task.origin) for name, task in TASKS.items()
     ]
+
+
+def test_an_option_by_its_name_in_suites(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "train", "--rows", "5") == 2
+    assert "No such option '--rows'. Did you mean '--max-train-rows'?" in capsys.readouterr().err
+
+
+def test_damaged_arguments_are_told_with_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = {"schema": 1, "status": "interrupted", "arguments": {"task": "trec", "what": 1}}
+    (tmp_path / "run.json").write_text(json.dumps(damaged))
+    assert call(monkeypatch, "train", "--resume", "--output-dir", str(tmp_path)) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path / 'run.json'} is damaged: its arguments are not those of a run" in said
+    assert said.count("\n") == 1
+
+
+def test_a_folder_without_data_is_told_before_a_packaged_model_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unpack() -> Path:
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr("rgft.models.PACKAGED", {"minilm": unpack})
+    given = ["--data", str(tmp_path / "none"), "--output-dir", str(tmp_path / "run")]
+    assert call(monkeypatch, "train", *given) == 2
+    assert f"data folder {tmp_path / 'none'} does not exist" in capsys.readouterr().err

@@ -123,9 +123,13 @@ def test_methods_are_paired_by_task_and_seed() -> None:
     records += [record("t", "x", s, UP, end) for s, end in ends.items()]
     records += [record("t", "x", 2, UP, UP)]  # full has no such seed
     records += [record("t", "lever", s, UP, ends[1 - s], extends="x") for s in (0, 1)]
+    records += [record("t", "wide", s, (*UP, 6.0), (*UP, 6.0)) for s in (0, 1)]
+    records += [record("t", "wide", s, UP, (*UP[:4], None)) for s in (2, 3)]
+    records += [record("t", "above", s, UP, UP, extends="wide") for s in range(4)]
     told = tables(records)["Error maps: other methods"]
-    assert ["x", "full", "0.5", "1.00 [1.00, 1.00]", "1", "2"] in told
-    assert ["lever", "x", "0.5", "-1.00 [-1.00, -1.00]", "1", "2"] in told
+    assert ["above", "wide", "0.5", "4 to 5", "1.00 [1.00, 1.00]", "1", "4"] in told
+    assert ["x", "full", "0.5", "5", "1.00 [1.00, 1.00]", "1", "2"] in told
+    assert ["lever", "x", "0.5", "5", "-1.00 [-1.00, -1.00]", "1", "2"] in told
 
 
 def test_what_was_never_scored_and_what_was_recorded_late_is_left_out() -> None:

@@ -67,6 +67,10 @@ app.add_command(report)
 app.add_command(compare_maps)
 
 
+ELSEWHERE = {"--rows": "--max-train-rows", "--learning-rate": "--lr", "--arm": "--method"}
+"""Names that suites and other programs have for options."""
+
+
 @app.command()
 @click.option("--output-dir", type=place, required=True, help="Folder of the run.")
 @click.option(
@@ -207,7 +211,9 @@ def train(  # noqa: PLR0913, PLR0917 - its options
     if resume:
         before = records.read_run(output_dir)
         over = before.get("status") == "finished"
-        spec = from_arguments(before.get("arguments") or {}, **given)
+        spec = from_arguments(
+            before.get("arguments") or {}, str(output_dir / records.RUN_FILE), **given
+        )
     else:
         spec = RunSpec(**given)
     from rgft.notes import afterwards, note, notes_at_once  # noqa: PLC0415
@@ -343,6 +349,8 @@ def _main() -> None:
         print(error.format_message(), file=sys.stderr)
         raise SystemExit(2) from None
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption) and error.option_name in ELSEWHERE:
+            error.possibilities = [ELSEWHERE[error.option_name]]
         context = getattr(error, "ctx", None)
         command = "rgft" if context is None else context.command_path
         fail(f"{error.format_message()} (see `{command} --help`)", 2)

@@ -45,6 +45,7 @@ def outcome(
         "seconds": {
             **{key: recorder.totals[key] for key in TIMES},
             "prepare": prepared.seconds,
+            "prepare_processor": prepared.processor,
         },
         "visits": int(prepared.sampling.ledger.visits.sum()),
         "prefix_cache": None if guidance.cache is None else guidance.cache.counts,

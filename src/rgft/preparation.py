@@ -76,7 +76,8 @@ class Prepared:
     spending: Spending | None = None
     survey: Survey | None = None
     few: bool = False  # visits, so that the upper half trains
-    seconds: float = 0.0
+    seconds: float = 0.0  # of the checks, the price of full fine-tuning and the survey
+    processor: float = 0.0  # the same, over all threads
 
     @property
     def auto(self) -> bool:
@@ -90,10 +91,11 @@ class Prepared:
             return None
         frozen = sum(depth < self.config.frozen_below for depth in self.survey.depths)
         lowest = f" and the lowest {frozen} of them" if frozen else ""
+        below = "stem" if self.task.modality == "image" else "embeddings"
         why = ", since the budget buys few visits" if self.few else ""
         return (
             f"{self.survey.told()}; {self.layers.kept} of {self.layers.of} layers kept, "
-            f"embeddings{lowest} frozen{why}; learning rate {self.lr:.2g}, batches "
+            f"{below}{lowest} frozen{why}; learning rate {self.lr:.2g}, batches "
             f"of {self.batch_size}"
         )
 
@@ -148,7 +150,7 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
     tokens = max(inputs.lengths(inputs.longest(rows))) if task.modality == "text" else None
     until_end.enter_context(attention_kernels(spec.precision, tokens))
     meter = FlopMeter(model, reference)
-    started = time.perf_counter()
+    started, busy = time.perf_counter(), time.process_time()
     spending = priced(spec, task, meter=meter, costs=reference, rows=rows, inputs=inputs)
     _check_guidance(model, config, spending, meter)
     if projection is not None:
@@ -158,7 +160,7 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
     dropout = recipe.dropout if spec.dropout is None else spec.dropout
     if not dropout and turn_off_dropout(model) == 0 and spec.dropout is not None:
         raise InputError("--no-dropout has no effect: this model has no dropout; leave it out")
-    seconds = time.perf_counter() - started
+    seconds, processor = time.perf_counter() - started, time.process_time() - busy
     batch_size = spec.batch_size or recipe.batch_size
     check_divides(batch_size, launch.size)
     how = sampling(
@@ -191,6 +193,7 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
         survey=begun.survey,
         few=begun.few,
         seconds=seconds,
+        processor=processor,
         layers=Layers(count_layers(model), layers),
     )
 

@@ -171,8 +171,8 @@ def arguments(spec: RunSpec) -> dict[str, Any]:
         raise InputError(f"a setting cannot be written to a record: {error}") from error
 
 
-def from_arguments(values: Mapping[str, Any], **changed: Any) -> RunSpec:
-    """The spec that `arguments` was given, with what has `changed`.
+def from_arguments(values: Mapping[str, Any], source: str, **changed: Any) -> RunSpec:
+    """The spec that `arguments` was given, with what has `changed`; `source` is for messages.
 
     Raises:
         InputError: It is not one.
@@ -185,7 +185,8 @@ def from_arguments(values: Mapping[str, Any], **changed: Any) -> RunSpec:
         return RunSpec(**{**read, **changed})
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"the record of the run is damaged ({error}); start the run anew in another folder"
+            f"{source} is damaged: its arguments are not those of a run ({error}); start the run "
+            "anew in another folder"
         ) from error
 
 

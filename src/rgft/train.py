@@ -50,6 +50,7 @@ from rgft.run_samples import load_data
 from rgft.run_trainer import RunTrainer, of_labels
 from rgft.spec import RunSpec, arguments, command
 from rgft.storage import storage_problem
+from rgft.tasks.folder import require_folder
 from rgft.text_to_text import TextToTextInputs
 from rgft.text_trainer import TextTrainer
 from rgft.training_arguments import evaluations_within_budget, optimizer, training_arguments
@@ -142,6 +143,8 @@ def _prepared(
     until_end: ExitStack,
 ) -> Prepared:
     """Model and data, in every process."""
+    if spec.data is not None:
+        require_folder(Path(spec.data))  # before a packaged model is unpacked
     launch.alone(lambda: locate(spec.model))  # a missing package is told before data is fetched
     if launch.size > 1:
         launch.alone(lambda: load_data(spec))  # what has to be fetched is, once

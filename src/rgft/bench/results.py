@@ -110,11 +110,13 @@ class Result:
     def processor(self) -> float:
         """The same in processor seconds, which other work changes little; NaN where not recorded.
 
-        What precedes training is on the wall.
+        What precedes training is on the wall in older records.
         """
+        told = [run["seconds"] for run in self.runs.values()]
         return statistics.fmean(
-            run["seconds"].get("processor", math.nan) + (run["seconds"].get("prepare") or 0.0)
-            for run in self.runs.values()
+            seconds.get("processor", math.nan)
+            + (seconds.get("prepare_processor", seconds.get("prepare")) or 0.0)
+            for seconds in told
         )
 
 

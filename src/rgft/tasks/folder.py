@@ -132,9 +132,7 @@ def read_folder(
         InputError: The folder or its training file is missing, a split has more than one file,
             or a file cannot be read.
     """
-    if not directory.is_dir():
-        found = "is a file" if directory.is_file() else "does not exist"
-        raise InputError(f"data folder {directory} {found}; give a folder that holds {TRAINING}")
+    require_folder(directory)
     files = {split: _find_file(directory, known) for split, known in names.items()}
     if files["train"] is None:
         here = one_line(", ".join(sorted(path.name for path in directory.iterdir())) or "nothing")
@@ -142,6 +140,17 @@ def read_folder(
             f"{directory} has no training file (it holds: {here}); give one called {TRAINING}"
         )
     return {split: read_table(path) for split, path in files.items() if path is not None}
+
+
+def require_folder(directory: Path) -> None:
+    """Refuse what is no folder.
+
+    Raises:
+        InputError: It is not.
+    """
+    if not directory.is_dir():
+        found = "is a file" if directory.is_file() else "does not exist"
+        raise InputError(f"data folder {directory} {found}; give a folder that holds {TRAINING}")
 
 
 def _find_file(directory: Path, names: Sequence[str]) -> Path | None:

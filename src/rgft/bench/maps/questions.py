@@ -117,12 +117,12 @@ def of_methods(maps: Sequence[RunMap], found: Sequence[Result]) -> Table:
             if groups:
                 pairs = sum(map(len, groups.values()))
                 told = [_told(_over_runs(list(groups.values()))), str(len(groups)), str(pairs)]
-                rows.append([arm, base, budget_text(budget), *told])
+                rows.append([arm, base, budget_text(budget), _shared(ours, theirs), *told])
     caption = (
         "Rank correlation of the maps of two arms, paired by task and seed: mean over tasks, and a "
         "95% bootstrap interval over seeds within tasks, over the components that both scored."
     )
-    header = ["arm", "other arm", "budget", RANK, "tasks", "pairs"]
+    header = ["arm", "other arm", "budget", "components", RANK, "tasks", "pairs"]
     return Table("Error maps: other methods", caption, header, rows)
 
 
@@ -196,6 +196,18 @@ def _paired(
             if not math.isnan(value):
                 groups.setdefault(a.problem, []).append(value)
     return groups
+
+
+def _shared(ours: Sequence[RunMap], theirs: Sequence[RunMap]) -> str:
+    """How many components maps of the same task and seed have in common: one number, or a range."""
+    counts = {
+        len(a.end.keys() & b.end.keys())
+        for a in ours
+        for b in theirs
+        if (a.problem, a.seed) == (b.problem, b.seed)
+    }
+    counts = {count for count in counts if count >= LEAST_COMPONENTS}
+    return " to ".join(map(str, sorted({min(counts), max(counts)})))
 
 
 def _over_runs(groups: Sequence[Sequence[float]]) -> Estimate:
