@@ -16,10 +16,13 @@ import re
 import sys
 from pathlib import Path
 
+import gain
+import gain_table
 import llm
 import llm_table
 
 from rgft.bench import ablations, areas, domains, maps, tables
+from rgft.bench.maps import traits
 from rgft.bench.page import load
 from rgft.bench.results import results
 
@@ -37,6 +40,8 @@ TABLES = {
     "levers": tables.lever_table,
     "targets": tables.targets,
     "runs": tables.runs,
+    "traits": traits.of_traits,
+    "with-traits": traits.with_traits,
 }
 
 
@@ -47,6 +52,8 @@ def filled(text: str) -> str:
         path = ROOT / match[2]
         if match[3] == "language-models":
             content = llm_table.page(llm.read(path))
+        elif match[3] == "gain":
+            content = gain_table.page(gain.read(path))
         elif match[3] in MANY:
             several = MANY[match[3]](results(load([path])))
             content = "\n\n".join(one.section("###") for one in several)

@@ -199,10 +199,18 @@ def test_other_domains_and_calibration_are_shown_where_recorded() -> None:
     own = {"accuracy": 0.9, "calibration_error": 0.05, "loss": 0.3}
     metrics = {"validation": own, "test": own, "tweets": {"accuracy": 0.7}}
     found = results([record("full", 0, 0.9, metrics=metrics), record("x", 0, 0.5)])
-    assert [list(row) for row in other_domains(found).rows] == [
-        ["t", "0.5", "full", "tweets", "70.0", "90.0"]
+    domains = other_domains(found)
+    assert list(domains.header) == [
+        "task",
+        "budget",
+        "arm",
+        "own domain (test split)",
+        "tweets",
     ]
-    assert [list(row) for row in calibration(found).rows] == [["t", "0.5", "full", "5.0", "0.300"]]
+    assert [list(row) for row in domains.rows] == [["t", "0.5", "full", "90.0", "70.0"]]
+    told = calibration(found)
+    assert list(told.header) == ["budget", "arm", "t"]
+    assert [list(row) for row in told.rows] == [["0.5", "full", "5.0 (0.300)"]]
 
 
 def test_what_runs_warned_of_is_told_with_their_number() -> None:

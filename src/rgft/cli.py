@@ -350,7 +350,8 @@ def _main() -> None:
         raise SystemExit(2) from None
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption) and error.option_name in ELSEWHERE:
-            error.possibilities = [ELSEWHERE[error.option_name]]
+            known = [ELSEWHERE[error.option_name]]
+            error = click.NoSuchOption(error.option_name, possibilities=known, ctx=error.ctx)
         context = getattr(error, "ctx", None)
         command = "rgft" if context is None else context.command_path
         fail(f"{error.format_message()} (see `{command} --help`)", 2)

@@ -13,17 +13,17 @@ CALIBRATION = "calibration_error"
 
 
 def other_domains(found: Sequence[Result]) -> Table:
-    """The headline metric on test sets of domains that were not trained on."""
-    rows = []
-    for result in _ordered(found):
-        splits = next(iter(result.runs.values()))["metrics"]
-        rows += [
-            [*_named(result, found), split, spread(result, split), spread(result)]
-            for split in splits
-            if split not in OWN_DOMAIN and result.scores(split)
-        ]
-    caption = "Headline metric x 100 on further test sets of a task, beside that of its own domain."
-    header = ["task", "budget", "arm", "test set", "there", f"own domain ({judged_on(found)})"]
+    """The headline metric on test sets of domains that were not trained on, a column each."""
+    names = dict.fromkeys(
+        split
+        for result in found
+        for split in next(iter(result.runs.values()))["metrics"]
+        if split not in OWN_DOMAIN
+    )
+    told = [r for r in _ordered(found) if any(r.scores(name) for name in names)]
+    rows = [[*_named(r, found), spread(r), *(spread(r, name) for name in names)] for r in told]
+    caption = "Headline metric x 100 on its own domain and on further test sets of a task."
+    header = ["task", "budget", "arm", f"own domain ({judged_on(told)})", *names]
     return Table("Other domains", caption, header, rows)
 
 
@@ -52,21 +52,31 @@ def forgetting(found: Sequence[Result]) -> Table:
 
 
 def calibration(found: Sequence[Result]) -> Table:
-    """Expected calibration error of classifiers, where it was recorded."""
-    rows = []
-    for result in _ordered(found):
-        told = [run["metrics"].get(result.split, {}) for run in result.runs.values()]
-        errors = [100 * m[CALIBRATION] for m in told if m.get(CALIBRATION) is not None]
-        losses = [m["loss"] for m in told if m.get("loss") is not None]
-        if errors and losses:
-            loss = f"{statistics.fmean(losses):.3f}"
-            rows.append([*_named(result, found), spread_text(errors), loss])
+    """Expected calibration error of classifiers, where it was recorded; a column a task."""
+    told = {(r.budget, r.arm, r.problem): _calibrated(r) for r in _ordered(found)}
+    told = {place: text for place, text in told.items() if text is not None}
+    problems = [p for p in dict.fromkeys(r.problem for r in found) if any(p in at for at in told)]
+    rows = [
+        [budget_text(budget), arm, *(told.get((budget, arm, p)) or "-" for p in problems)]
+        for budget, arm in sorted(
+            dict.fromkeys((budget, arm) for budget, arm, _ in told),
+            key=lambda place: budget_order(place[0]),
+        )
+    ]
     caption = (
         f"Expected calibration error x 100 on the {judged_on(found)}: how far confidence is from "
-        "accuracy, over 15 bins of confidence; and the loss there. Lower is better."
+        "accuracy, over 15 bins of confidence; in brackets the loss there. Lower is better."
     )
-    header = ["task", "budget", "arm", "calibration error", "loss"]
+    header = ["budget", "arm", *(shown(problem, found) for problem in problems)]
     return Table("Calibration", caption, header, rows)
+
+
+def _calibrated(result: Result) -> str | None:
+    """The calibration error of a result, and its loss; None where they were not recorded."""
+    told = [run["metrics"].get(result.split, {}) for run in result.runs.values()]
+    errors = [100 * m[CALIBRATION] for m in told if m.get(CALIBRATION) is not None]
+    losses = [m["loss"] for m in told if m.get("loss") is not None]
+    return f"{spread_text(errors)} ({statistics.fmean(losses):.3f})" if errors and losses else None
 
 
 def _ordered(found: Sequence[Result]) -> list[Result]:
