@@ -350,8 +350,9 @@ def _main() -> None:
         raise SystemExit(2) from None
     except click.ClickException as error:
         if isinstance(error, click.NoSuchOption) and error.option_name in ELSEWHERE:
-            known = [ELSEWHERE[error.option_name]]
-            error = click.NoSuchOption(error.option_name, possibilities=known, ctx=error.ctx)
+            known = ELSEWHERE[error.option_name]
+            said = f"No such option '{error.option_name}'. Did you mean '{known}'?"
+            error = click.UsageError(said, error.ctx)
         context = getattr(error, "ctx", None)
         command = "rgft" if context is None else context.command_path
         fail(f"{error.format_message()} (see `{command} --help`)", 2)
