@@ -71,6 +71,7 @@ SCHEMAS: Mapping[str, Features] = {
         | {"rouge_scores": List(Value("float32")), "paper_id": TEXT, "target": List(TEXT)}
     ),
     "gsm8k": Features({"question": TEXT, "answer": TEXT}),
+    "wikitext": Features({"text": TEXT}),
     "metamathqa": Features(
         {"type": TEXT, "query": TEXT, "original_question": TEXT, "response": TEXT}
     ),

@@ -140,7 +140,9 @@ def test_a_decoder_is_asked_to_predict_general_text(
     assert abs(found["after"] - found["before"]) > 1
 
 
-def test_it_changes_nothing_else(spec: RunSpec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("layers", [None, 1])
+def test_it_changes_nothing_else(spec: RunSpec, tmp_path: Path, layers: int | None) -> None:
+    spec = replace(spec, keep_layers=layers)
     plain = run(spec, tmp_path / "plain")
     measured = run(replace(spec, forgetting=True), tmp_path / "measured")
     assert plain["forgetting"] is None

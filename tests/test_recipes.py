@@ -39,7 +39,8 @@ from rgft.tasks import TASKS
 SUITES = Path(__file__).parent.parent / "benchmarks" / "suites"
 RECIPES = ("glue", "superglue", "cifar100", "vision", "xsum", "metamathqa", "llm")
 ROWS = {"train": 48, "validation": 16}
-BESIDE = {"metamathqa": ("gsm8k",)}  # where its validation and test are from
+BESIDE = {"metamathqa": ("gsm8k", "wikitext")}  # its validation and test, and what is forgotten
+MANY_WINDOWS = {"train": 16, "validation": 96}  # of general text
 DECIDE_LATE = ("rgft-lora", "inverse", "auto-rgn")  # later than these short runs end
 MANY_CLASSES = {"train": 120, "validation": 16}  # each of CIFAR-100's has to occur
 
@@ -167,8 +168,8 @@ def test_a_recipe_runs_from_end_to_end(
     small = models(suite, tmp_path)
     monkeypatch.setenv("RGFT_DATA", str(tmp_path / "data"))
     for task in suite.tasks:
-        rows = MANY_CLASSES if task.name == "cifar100" else ROWS
         for needed in (task.name, *BESIDE.get(task.name, ())):
+            rows = {"cifar100": MANY_CLASSES, "wikitext": MANY_WINDOWS}.get(needed, ROWS)
             hub_rows.write(needed, tmp_path / "data" / needed, rows)
     count = max(len(suite.models), len(suite.tasks), len(suite.arms))
     points = zip(cycle(suite.models), cycle(suite.tasks), cycle(suite.arms), strict=False)
@@ -180,5 +181,6 @@ def test_a_recipe_runs_from_end_to_end(
         assert record is not None and record["status"] == "finished", record
         assert record["metric"] == TASKS[task.name].metric
         assert record["metrics"]["validation"].keys() >= {record["metric"]}
+        assert (record["forgetting"] is not None) == bool(one.spec.forgetting)
         if isinstance(budget, float) and budget < 1:
             assert record["flops"]["share"] < budget + 0.25

@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +33,6 @@ from rgft.text_to_text import IDS, DecoderInputs, TextToTextInputs
 
 SIMILARITY = "stsb"
 WINDOWS = 128  # of general text, unless fewer rows are asked for
-WINDOW_BATCH = 8  # an output for each word of the vocabulary at each position
-
 Batch = Mapping[str, Tensor]
 
 
@@ -111,11 +109,10 @@ class GeneralText:
         """The exponential of the mean loss of a token; infinite beyond what a float holds."""
         total = 0.0
         with _evaluating(model):
-            for start in range(0, self.rows, WINDOW_BATCH):
-                ids = self.windows[start : start + WINDOW_BATCH].to(_device(model))
+            for tokens in self.windows:  # one by one: an output is a vocabulary at each position
+                ids = tokens[None].to(_device(model))
                 logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-                loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
-                total += float(loss) * len(ids)
+                total += float(F.cross_entropy(logits[0, :-1].float(), ids[0, 1:]))
         try:
             return math.exp(total / self.rows)
         except OverflowError:
@@ -204,15 +201,21 @@ def general_text(inputs: DecoderInputs, text: str, most: int) -> GeneralText:
     return GeneralText(windows[evenly(count, most)])
 
 
-def forgetting(ability: Ability, before: nn.Module, after: nn.Module) -> dict[str, Any]:
-    """What a record says of the model as it was loaded, and as it is now."""
-    return {
-        "of": ability.of,
-        "metric": ability.metric,
-        "rows": ability.rows,
-        "before": ability.measure(before),
-        "after": ability.measure(after),
-    }
+class Untaught(NamedTuple):
+    """What a model could do before it was fine-tuned."""
+
+    ability: Ability
+    before: float
+
+    def against(self, model: nn.Module) -> dict[str, Any]:
+        """What a record says of it, and of the model as it is now."""
+        return {
+            "of": self.ability.of,
+            "metric": self.ability.metric,
+            "rows": self.ability.rows,
+            "before": self.before,
+            "after": self.ability.measure(model),
+        }
 
 
 def mean_hidden(model: nn.Module, batch: Batch) -> Tensor:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from tqdm import tqdm
 from transformers import set_seed
@@ -23,7 +24,7 @@ from rgft.checkpoints import CACHE, FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
 from rgft.extensions import extend
 from rgft.folder_lock import held
-from rgft.forgetting import forgetting
+from rgft.forgetting import Untaught
 from rgft.integrations.transformers import RGFTCallback
 from rgft.launch import Launch, join
 from rgft.methods import find_method
@@ -246,6 +247,7 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
         ],
     )
     trainer.remove_callback(PrinterCallback)
+    untaught = _untaught(prepared, trainer.model) if launch.first else None
     if checkpoint is not None:
         trainer.go_on(checkpoint)
     with interruption, progress:
@@ -261,7 +263,7 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
     if allocation is not None:
         record["ranks"] = allocation.ranks
     if launch.first:
-        record["forgetting"] = _forgetting(prepared, trainer.model)
+        record["forgetting"] = None if untaught is None else untaught.against(trainer.model)
         _leave_behind(trainer, prepared, output_dir, record, guidance)
     return record
 
@@ -288,17 +290,16 @@ def _trainer(
     )
 
 
-def _forgetting(prepared: Prepared, model: nn.Module) -> dict[str, Any] | None:
-    """What the model could do when it was loaded, and can do now; None where it is not asked.
-
-    It is loaded anew: the one that was trained may have lost layers before it began.
-    """
+def _untaught(prepared: Prepared, model: nn.Module) -> Untaught | None:
+    """What the pre-trained model can do, with all its layers; None where it is not asked."""
     if prepared.ability is None:
         return None
-    with waiting("measuring what was forgotten"):
-        loaded = prepared.inputs.load_model(prepared.task.label_names)
-        loaded.to(next(model.parameters()).device)
-        return forgetting(prepared.ability, loaded, model)
+    with waiting("measuring what the model can do untaught"):
+        if prepared.layers.kept < prepared.layers.of:
+            with torch.random.fork_rng(devices=()):  # its new head draws from it
+                whole = prepared.inputs.load_model(prepared.task.label_names)
+            model = whole.to(next(model.parameters()).device)
+        return Untaught(prepared.ability, prepared.ability.measure(model))
 
 
 def _leave_behind(
