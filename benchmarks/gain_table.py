@@ -28,7 +28,7 @@ def page(rows: list[Row]) -> str:
 
 
 def gains(by_task: dict[str, list[Row]]) -> str:
-    """Loss that putting a component back costs, in thousandths."""
+    """Points of the headline metric that putting a component back costs."""
     names = [
         part["name"].removeprefix("bert.encoder.")
         for part in next(iter(by_task.values()))[0]["components"]
@@ -36,7 +36,7 @@ def gains(by_task: dict[str, list[Row]]) -> str:
     lines = [_line(["task", *names]), _line(["---"] * (1 + len(names)))]
     for task, runs in by_task.items():
         columns = zip(
-            *([1000 * part["gain"] for part in run["components"]] for run in runs), strict=True
+            *([100 * part["gain"] for part in run["components"]] for run in runs), strict=True
         )
         lines.append(_line([task, *(_spread(column) for column in columns)]))
     return "\n".join(lines)
@@ -60,12 +60,13 @@ def correlations(by_task: dict[str, list[Row]]) -> str:
 
 
 def _related(run: Row, what: str) -> float:
-    sides = ([part[name] for part in run["components"]] for name in ("gain", what))
-    return float(rank_correlation(*map(np.array, sides)))
+    pairs = [(part["gain"], part[what]) for part in run["components"] if part[what] is not None]
+    return float(rank_correlation(*np.array(pairs).T))
 
 
 def _spread(values: tuple[float, ...]) -> str:
-    return f"{statistics.fmean(values):.0f} ± {statistics.stdev(values):.0f}"
+    around = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{around}"
 
 
 def _line(cells: list[str]) -> str:

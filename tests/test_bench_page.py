@@ -213,6 +213,13 @@ def test_other_domains_and_calibration_are_shown_where_recorded() -> None:
     assert [list(row) for row in told.rows] == [["0.5", "full", "5.0 (0.300)"]]
 
 
+def test_preparing_is_counted_in_processor_seconds_where_they_are_known() -> None:
+    seconds = {"train": 9.0, "processor": 5.0, "prepare": 3.0}
+    (older,) = results([record("full", 0, 0.9, seconds=seconds)])
+    (newer,) = results([record("full", 0, 0.9, seconds={**seconds, "prepare_processor": 2.0})])
+    assert (older.processor, newer.processor) == (8.0, 7.0)
+
+
 def test_what_runs_warned_of_is_told_with_their_number() -> None:
     records = [record("full", seed, 0.5, notes=["<too> short"]) for seed in (0, 1)]
     assert "| t | full at 0.5 | 2 | <too> short |" in markdown(records)

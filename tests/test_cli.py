@@ -110,11 +110,17 @@ def test_tasks_and_where_they_lie_are_whole(
     ]
 
 
+@pytest.mark.parametrize(
+    ("given", "known"),
+    [("--rows", "--max-train-rows"), ("--learning-rate", "--lr"), ("--arm", "--method")],
+)
 def test_an_option_by_its_name_in_suites(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    given: str, known: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, "train", "--rows", "5") == 2
-    assert "No such option '--rows'. Did you mean '--max-train-rows'?" in capsys.readouterr().err
+    assert call(monkeypatch, "train", given, "5") == 2
+    assert f"No such option '{given}'. Did you mean '{known}'?" in capsys.readouterr().err
+    assert call(monkeypatch, "bench", given, "5") == 2  # which has no such option by any name
+    assert known not in capsys.readouterr().err
 
 
 def test_damaged_arguments_are_told_with_their_file(

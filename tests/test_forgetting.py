@@ -18,6 +18,8 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import tiny_run
 import tiny_texts
+from rgft.bench.cells import Cell
+from rgft.bench.checks import check_places
 from rgft.bench.domains import forgetting
 from rgft.bench.record import record_of_run
 from rgft.bench.results import results
@@ -25,6 +27,7 @@ from rgft.errors import InputError
 from rgft.printed import summary
 from rgft.report.run import load_run
 from rgft.spec import RunSpec, command
+from rgft.tasks.general_text import load_general_text
 from rgft.train import run
 
 LONG = 24  # tokens of a window
@@ -148,15 +151,22 @@ def test_it_changes_nothing_else(spec: RunSpec, tmp_path: Path, layers: int | No
     assert plain["forgetting"] is None
     assert plain["flops"] == measured["flops"]
     assert plain["metrics"]["test"]["loss"] == measured["metrics"]["test"]["loss"]
-    one, other = (load_file(tmp_path / n / "model.safetensors") for n in ("plain", "measured"))
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    same_weights(tmp_path / "plain", tmp_path / "measured")
 
 
-@pytest.mark.parametrize("method", ["linear-probing", "lora"])
+def same_weights(one: Path, other: Path) -> None:
+    first, second = (load_file(folder / "model.safetensors") for folder in (one, other))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("method", ["linear-probing", "lora", "adapters"])
 def test_what_does_not_train_forgets_nothing(spec: RunSpec, tmp_path: Path, method: str) -> None:
     slow = replace(spec, method=method, lr=1e-12, forgetting=True)
     found = run(slow, tmp_path / method)["forgetting"]
-    assert found["before"] == pytest.approx(found["after"], abs=1e-6)
+    # new adapters are nearly, and not quite, the identity
+    assert found["before"] == pytest.approx(
+        found["after"], abs=0.1 if method == "adapters" else 1e-6
+    )
 
 
 def test_before_is_the_whole_model_where_layers_are_dropped(
@@ -170,9 +180,41 @@ def test_before_is_the_whole_model_where_layers_are_dropped(
     assert found["before"] != found["after"]
 
 
-def test_fewer_rows_are_spread_over_the_split(spec: RunSpec, tmp_path: Path) -> None:
-    few = replace(spec, max_evaluation_rows=7, forgetting=True)
-    assert run(few, tmp_path / "run")["forgetting"]["rows"] == 7
+def test_a_run_with_a_budget_measures_the_whole_model_before(
+    spec: RunSpec, root: Path, tmp_path: Path
+) -> None:
+    guided = replace(spec, method="rgft", budget="0.5", epochs=8, lr=None, seed=3)
+    plain = run(guided, tmp_path / "plain")
+    record = run(replace(guided, forgetting=True), tmp_path / "run")
+    rows, found = root / "glue" / "stsb" / "test.jsonl", record["forgetting"]
+    assert found["before"] == pytest.approx(similarity(Path(spec.model), rows), abs=1e-3)
+    assert found["after"] == pytest.approx(similarity(tmp_path / "run", rows), abs=1e-3)
+    assert plain["flops"] == record["flops"] and plain["layers"] == record["layers"]
+    same_weights(tmp_path / "plain", tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["similarity", "text"])
+def test_mixed_precision_is_left_for_it(
+    spec: RunSpec, writer: RunSpec, tmp_path: Path, kind: str
+) -> None:
+    """What is unchanged is found unchanged, to the digit."""
+    given = spec if kind == "similarity" else writer
+    still = replace(given, lr=1e-12, precision="bfloat16", forgetting=True)
+    found = run(still, tmp_path / "run")["forgetting"]
+    assert found["after"] == pytest.approx(found["before"], rel=1e-6)
+
+
+def test_a_run_that_goes_on_says_the_same(spec: RunSpec, tmp_path: Path) -> None:
+    whole = run(replace(spec, forgetting=True, evaluations=1), tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("rgft.train.outcome", interrupted)
+        run(replace(spec, forgetting=True, evaluations=1), tmp_path / "run")
+    again = run(replace(spec, forgetting=True, evaluations=1), tmp_path / "run", resume=True)
+    assert again["resumed"] and again["forgetting"] == whole["forgetting"]
+
+
+def interrupted(*given: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_bench_shows_it(spec: RunSpec, tmp_path: Path) -> None:
@@ -185,7 +227,9 @@ def test_the_bench_shows_it(spec: RunSpec, tmp_path: Path) -> None:
     told = record["forgetting"]
     before, after = 100 * told["before"], 100 * told["after"]
     assert row == ["t", "1", "full", "stsb, spearman", f"{before:.1f}", f"{after:.1f}",
-                   f"{after - before:+.1f}"]  # fmt: skip
+                   f"{after - before:+.1f}", "1", "0"]  # fmt: skip
+    (row,) = forgetting(results([{**record, "forgetting": {**told, "after": None}}])).rows
+    assert row[4:] == ["-", "-", "-", "0", "1"]
     assert forgetting(results([{**record, "forgetting": None}])).rows == []
 
 
@@ -197,6 +241,37 @@ def test_of_an_encoder_with_a_decoder_nothing_is_measured(
     with pytest.raises(InputError, match="not of an encoder with a decoder; drop it"):
         run(replace(writer, model=str(model), forgetting=True), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_what_is_trained_on_sts_b_is_not_untaught(spec: RunSpec, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="stsb, which this run trains on; drop it"):
+        run(replace(spec, task="stsb", data=None, forgetting=True), tmp_path / "run")
+
+
+@pytest.mark.parametrize("task", ["stsb", "wikitext"])
+def test_a_bench_looks_for_its_data_before_it_starts(
+    spec: RunSpec, writer: RunSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    monkeypatch.setenv("RGFT_DATA", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    given = replace(spec if task == "stsb" else writer, forgetting=True)
+    one = Cell("k", {"arm": "full", "task": "mine"}, given)
+    with pytest.raises(InputError, match=f"task '{task}' is not on this machine"):
+        check_places([one])
+
+
+def test_general_text_needs_its_test_split_alone(
+    writer: RunSpec, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data" / "wikitext"
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("RGFT_DATA", str(tmp_path / "data"))
+    with pytest.raises(InputError, match=r"wikitext has no test file; give one called test\."):
+        load_general_text()
+    text = (root / "wikitext" / "wikitext-2-raw-v1" / "test.jsonl").read_text(encoding="utf-8")
+    (folder / "test.jsonl").write_text(text, encoding="utf-8")
+    lines = [json.loads(line)["text"] for line in text.splitlines()]
+    assert load_general_text() == "\n\n".join(lines)
 
 
 def test_missing_data_is_told_before_training(

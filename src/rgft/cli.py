@@ -349,11 +349,12 @@ def _main() -> None:
         print(error.format_message(), file=sys.stderr)
         raise SystemExit(2) from None
     except click.ClickException as error:
-        if isinstance(error, click.NoSuchOption) and error.option_name in ELSEWHERE:
-            known = ELSEWHERE[error.option_name]
-            said = f"No such option '{error.option_name}'. Did you mean '{known}'?"
-            error = click.UsageError(said, error.ctx)
         context = getattr(error, "ctx", None)
+        if isinstance(error, click.NoSuchOption) and context is not None:
+            known = ELSEWHERE.get(error.option_name)
+            if any(known in option.opts for option in context.command.params):
+                said = f"No such option '{error.option_name}'. Did you mean '{known}'?"
+                error = click.UsageError(said, context)
         command = "rgft" if context is None else context.command_path
         fail(f"{error.format_message()} (see `{command} --help`)", 2)
     except (KeyboardInterrupt, click.Abort):

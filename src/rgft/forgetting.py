@@ -1,6 +1,6 @@
 """Forgetting: what a model could do by its pre-training, measured before and after fine-tuning.
 
-A classifier of texts is asked how alike two sentences are, which it is never trained for here:
+A classifier of texts is asked how alike two sentences are, which nothing taught it here:
 Spearman's rho between human ratings (STS-B, Cer et al. 2017) and the cosine of the sentences'
 vectors, each the mean of the last hidden states over its tokens (Reimers and Gurevych 2019). Of a
 decoder it is the perplexity of general text (WikiText-2, Merity et al. 2017), exp of the mean
@@ -12,10 +12,10 @@ Before is the model as it was loaded, with all its layers; after is the one that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,110 +28,66 @@ from rgft.inputs import Inputs
 from rgft.models import is_encoder_decoder
 from rgft.spec import RunSpec
 from rgft.tasks import Modality, TaskData, load_task
-from rgft.tasks.general_text import WIKITEXT, load_general_text
-from rgft.text_to_text import IDS, DecoderInputs, TextToTextInputs
+from rgft.tasks.general_text import SPLIT, WIKITEXT, load_general_text
+from rgft.text_to_text import IDS, TextToTextInputs
 
 SIMILARITY = "stsb"
-WINDOWS = 128  # of general text, unless fewer rows are asked for
+WINDOWS = 128  # of general text at most
+
 Batch = Mapping[str, Tensor]
 
 
-class Ability(Protocol):
-    """Something that a model can do untaught."""
-
-    @property
-    def of(self) -> str:
-        """What it is measured on."""
-        ...
-
-    @property
-    def metric(self) -> str:
-        """Either "spearman", of which more is better, or "perplexity", of which less is."""
-        ...
-
-    @property
-    def rows(self) -> int:
-        """Pairs of sentences, or windows of text."""
-        ...
-
-    def measure(self, model: nn.Module) -> float:
-        """How well `model` does, in single precision and without dropout; its mode is kept."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
-class Similarity:
-    """How alike sentences are, by the cosine of mean hidden states.
+class Ability:
+    """Something that a model can do untaught.
 
     Attributes:
-        pairs: Batches of first and second sentences, padded; each value `[B, L]`.
-        ratings: How alike they are by people's judgement, [rows].
+        of: What it is measured on.
+        split: Which part of that.
+        rows: Pairs of sentences, or windows of text.
+        tokens: That a sentence is cut at, or a window has.
+        metric: "spearman", of which more is better, or "perplexity", of which less is.
+        measure: How well a model does, in single precision and without dropout. Its mode is kept.
     """
 
-    pairs: Sequence[tuple[Batch, Batch]]
-    ratings: Sequence[float]
-    of: str = SIMILARITY
-    metric: str = "spearman"
-
-    @property
-    def rows(self) -> int:
-        """Pairs of sentences."""
-        return len(self.ratings)
-
-    def measure(self, model: nn.Module) -> float:
-        """Spearman's rho, in [-1, 1]; 0 where all vectors point the same way."""
-        found: list[float] = []
-        with _evaluating(model):
-            for first, second in self.pairs:
-                sides = mean_hidden(model, first), mean_hidden(model, second)
-                found += F.cosine_similarity(*sides).tolist()
-        return metrics.compute("regression", found, self.ratings)["spearman"]
+    of: str
+    split: str
+    rows: int
+    tokens: int
+    metric: str
+    measure: Callable[[nn.Module], float]
 
 
-@dataclass(frozen=True, slots=True)
-class GeneralText:
-    """Perplexity of windows of running text.
+class Untaught(NamedTuple):
+    """What a model could do before it was fine-tuned."""
 
-    Attributes:
-        windows: Tokens, `[rows, L]` int64.
-    """
+    ability: Ability
+    before: float
 
-    windows: Tensor
-    of: str = WIKITEXT.name
-    metric: str = "perplexity"
+    def against(self, model: nn.Module) -> dict[str, Any]:
+        """What a record says of it, and of the model as it is now."""
+        known = {name: getattr(self.ability, name) for name in RECORDED}
+        return {**known, "before": self.before, "after": self.ability.measure(model)}
 
-    @property
-    def rows(self) -> int:
-        """Windows."""
-        return len(self.windows)
 
-    def measure(self, model: nn.Module) -> float:
-        """The exponential of the mean loss of a token; infinite beyond what a float holds."""
-        total = 0.0
-        with _evaluating(model):
-            for tokens in self.windows:  # one by one: an output is a vocabulary at each position
-                ids = tokens[None].to(_device(model))
-                logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-                total += float(F.cross_entropy(logits[0, :-1].float(), ids[0, 1:]))
-        try:
-            return math.exp(total / self.rows)
-        except OverflowError:
-            return math.inf
+RECORDED = ("of", "split", "rows", "tokens", "metric")
 
 
 def check_forgetting(spec: RunSpec, modality: Modality) -> None:
-    """Refuse models of which nothing is measured.
+    """Refuse runs of which nothing is measured.
 
     Raises:
         InputError: It is one.
     """
-    what = f"models of {modality}s" if modality != "text" else None
-    if what is None and is_encoder_decoder(spec.model):
-        what = "an encoder with a decoder"
-    if what is not None:
+    if modality != "text" or is_encoder_decoder(spec.model):
+        what = f"models of {modality}s" if modality != "text" else "an encoder with a decoder"
         raise InputError(
             "forgetting is set, and is measured of encoders and decoders of texts, not of "
             f"{what}; drop it"
+        )
+    if spec.task == SIMILARITY:
+        raise InputError(
+            f"forgetting is set, and is measured on {SIMILARITY}, which this run trains on; drop it"
         )
 
 
@@ -142,26 +98,24 @@ def load_ability(spec: RunSpec, task: TaskData, inputs: Inputs) -> Ability:
         InputError: Nothing can, or the data for it is neither in a folder nor on the hub.
     """
     check_forgetting(spec, task.modality)
-    most = spec.max_evaluation_rows
     if isinstance(inputs, TextToTextInputs):
-        assert isinstance(inputs, DecoderInputs)
-        return general_text(inputs, load_general_text(), min(most or WINDOWS, WINDOWS))
-    return similarity(inputs.processor, spec.max_length, load_task(SIMILARITY), most)
+        return general_text(inputs, load_general_text())
+    return similarity(inputs.processor, spec.max_length, load_task(SIMILARITY))
 
 
-def similarity(
-    tokenizer: Any, max_length: int, task: TaskData, most: int | None = None
-) -> Similarity:
-    """The pairs of a regression task of two texts, from its test split, else its validation split.
+def similarity(tokenizer: Any, max_length: int, task: TaskData) -> Ability:
+    """How alike sentences are, by the cosine of their vectors.
+
+    Spearman's rho is in [-1, 1]; it is 0 where all vectors point the same way.
 
     Args:
         tokenizer: The model's.
         max_length: Tokens that a sentence is cut at, if the model does not stop before.
-        task: The task.
-        most: Pairs at most, evenly over the split; None for all.
+        task: Pairs of texts with ratings; its test split, or the validation split where there is
+            none (GLUE's has no ratings).
     """
-    rows = task.splits.get("test", task.splits["validation"])
-    rows = rows.select(evenly(len(rows), most or len(rows)))
+    split = "test" if "test" in task.splits else "validation"
+    rows = task.splits[split]
     sides = [rows[column][:] for column in task.input_columns]
     order = sorted(range(len(rows)), key=lambda i: sum(len(side[i]) for side in sides))
     longest = min(max_length, tokenizer.model_max_length)
@@ -174,17 +128,24 @@ def similarity(
     for start in range(0, len(order), EVALUATION_BATCH):
         first, second = ([side[i] for i in order[start:][:EVALUATION_BATCH]] for side in sides)
         pairs.append((batch(first), batch(second)))
-    ratings = rows[task.label_column][:]
-    return Similarity(pairs, [float(ratings[i]) for i in order])
+    given = rows[task.label_column][:]
+    ratings = [float(given[i]) for i in order]
+
+    def measure(model: nn.Module) -> float:
+        found: list[float] = []
+        with _evaluating(model):
+            for one, other in pairs:
+                vectors = mean_hidden(model, one), mean_hidden(model, other)
+                found += F.cosine_similarity(*vectors).tolist()
+        return metrics.compute("regression", found, ratings)["spearman"]
+
+    return Ability(SIMILARITY, split, len(ratings), longest, "spearman", measure)
 
 
-def general_text(inputs: DecoderInputs, text: str, most: int) -> GeneralText:
-    """Windows of `text`, as long as what the model reads and writes in this run.
+def general_text(inputs: TextToTextInputs, text: str) -> Ability:
+    """The perplexity of windows of `text`, as long as what the model reads and writes in this run.
 
-    Args:
-        inputs: Of the run.
-        text: Running text.
-        most: Windows at most, evenly over the text.
+    At most `WINDOWS` of them, evenly over the text. It is infinite beyond what a float holds.
 
     Raises:
         InputError: The text fills no window.
@@ -197,25 +158,21 @@ def general_text(inputs: DecoderInputs, text: str, most: int) -> GeneralText:
             f"{WIKITEXT.name} has {len(tokens)} tokens here, less than the {length} of max_length "
             "and max_target_length together; put all of it there, or give less"
         )
-    windows = tokens[: count * length].view(count, length)
-    return GeneralText(windows[evenly(count, most)])
+    windows = tokens[: count * length].view(count, length)[evenly(count, WINDOWS)]
 
+    def measure(model: nn.Module) -> float:
+        total = 0.0
+        with _evaluating(model):
+            for window in windows:  # one by one: the output is a vocabulary at each position
+                ids = window[None].to(_device(model))
+                logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+                total += float(F.cross_entropy(logits[0, :-1].float(), ids[0, 1:]))
+        try:
+            return math.exp(total / len(windows))
+        except OverflowError:
+            return math.inf
 
-class Untaught(NamedTuple):
-    """What a model could do before it was fine-tuned."""
-
-    ability: Ability
-    before: float
-
-    def against(self, model: nn.Module) -> dict[str, Any]:
-        """What a record says of it, and of the model as it is now."""
-        return {
-            "of": self.ability.of,
-            "metric": self.ability.metric,
-            "rows": self.ability.rows,
-            "before": self.before,
-            "after": self.ability.measure(model),
-        }
+    return Ability(WIKITEXT.name, SPLIT, len(windows), length, "perplexity", measure)
 
 
 def mean_hidden(model: nn.Module, batch: Batch) -> Tensor:

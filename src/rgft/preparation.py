@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from rgft.costs import CostModel, FlopMeter
 from rgft.errors import InputError
 from rgft.execution.galore import Projection, check_rank, projected_weights
 from rgft.execution.stored_samples import Storage
-from rgft.forgetting import Ability, load_ability
+from rgft.forgetting import Untaught, load_ability
 from rgft.guide import Guide
 from rgft.inputs import Inputs, load_inputs
 from rgft.launch import Launch
@@ -72,7 +72,7 @@ class Prepared:
     layers: Layers
     sampling: Sampling
     prefix_cache: str | None
-    ability: Ability | None  # of which is measured how much is forgotten
+    untaught: Untaught | None  # in the first process, where forgetting is measured
     spending: Spending | None = None
     survey: Survey | None = None
     few: bool = False  # visits, so that the upper half trains
@@ -85,17 +85,21 @@ class Prepared:
         return self.spending is not None and self.spending.budget.auto
 
     @property
+    def stem(self) -> str:
+        """What lies below the layers."""
+        return next((part.name for part in outline(self.model) if part.depth == 0), "embeddings")
+
+    @property
     def start(self) -> str | None:
         """What the survey found and what was chosen by it, in a sentence; None without one."""
         if self.survey is None:
             return None
         frozen = sum(depth < self.config.frozen_below for depth in self.survey.depths)
         lowest = f" and the lowest {frozen} of them" if frozen else ""
-        below = "stem" if self.task.modality == "image" else "embeddings"
         why = ", since the budget buys few visits" if self.few else ""
         return (
             f"{self.survey.told()}; {self.layers.kept} of {self.layers.of} layers kept, "
-            f"{below}{lowest} frozen{why}; learning rate {self.lr:.2g}, batches "
+            f"{self.stem}{lowest} frozen{why}; learning rate {self.lr:.2g}, batches "
             f"of {self.batch_size}"
         )
 
@@ -126,6 +130,7 @@ class Loaded(NamedTuple):
     model: nn.Module
     reference: CostModel  # of the model that full fine-tuning would train
     layers: int  # it has, or had
+    untaught: Untaught | None
 
 
 def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
@@ -143,14 +148,14 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
     config, adapter, value, projection = method_config(spec, method)
     check_skipping(spec, method)
     _check_alone(spec, method, adapter, launch)
-    task, inputs, model, reference, layers = _load(spec, config, adapter, value)
-    ability = load_ability(spec, task, inputs) if spec.forgetting else None
+    loaded = _load(spec, config, adapter, value, asked=bool(spec.forgetting) and launch.first)
+    task, inputs, model, reference, layers, untaught = loaded
     examples = {split: inputs.examples(task, split) for split in task.splits}
     rows = examples["train"]
     tokens = max(inputs.lengths(inputs.longest(rows))) if task.modality == "text" else None
     until_end.enter_context(attention_kernels(spec.precision, tokens))
     meter = FlopMeter(model, reference)
-    started, busy = time.perf_counter(), time.process_time()
+    started, started_processor = time.perf_counter(), time.process_time()
     spending = priced(spec, task, meter=meter, costs=reference, rows=rows, inputs=inputs)
     _check_guidance(model, config, spending, meter)
     if projection is not None:
@@ -160,7 +165,8 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
     dropout = recipe.dropout if spec.dropout is None else spec.dropout
     if not dropout and turn_off_dropout(model) == 0 and spec.dropout is not None:
         raise InputError("--no-dropout has no effect: this model has no dropout; leave it out")
-    seconds, processor = time.perf_counter() - started, time.process_time() - busy
+    seconds = time.perf_counter() - started
+    processor = time.process_time() - started_processor
     batch_size = spec.batch_size or recipe.batch_size
     check_divides(batch_size, launch.size)
     how = sampling(
@@ -188,7 +194,7 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
         adam_beta2=recipe.adam_beta2 if spec.adam_beta2 is None else spec.adam_beta2,
         sampling=how,
         prefix_cache=cache,
-        ability=ability,
+        untaught=untaught,
         spending=spending,
         survey=begun.survey,
         few=begun.few,
@@ -198,15 +204,25 @@ def prepare(spec: RunSpec, launch: Launch, until_end: ExitStack) -> Prepared:
     )
 
 
-def _load(spec: RunSpec, config: Config, adapter: Adapter | None, value: int | None) -> Loaded:
-    """The data and the model, with as many layers as were asked for, and the adapter."""
+def _load(
+    spec: RunSpec, config: Config, adapter: Adapter | None, value: int | None, *, asked: bool
+) -> Loaded:
+    """The data and the model, with as many layers as were asked for, and the adapter.
+
+    If it is `asked`, what the model can do is measured before anything is done to it.
+    """
     with waiting("loading the data"):
         task = load_data(spec)
     with waiting(f"loading the processor of {escape(spec.model)}"):
         inputs = load_inputs(spec, task)
+        ability = load_ability(spec, task, inputs) if asked else None
     set_seed(spec.seed)
     with waiting(f"loading the model {escape(spec.model)}"):
         model = inputs.load_model(task.label_names)
+    untaught = None
+    if ability is not None:
+        with waiting("measuring what the model can do untaught"), on_accelerator(model):
+            untaught = Untaught(ability, ability.measure(model))
     with waiting("setting up the method"):
         reference, layers = CostModel(model), count_layers(model)
         if spec.keep_layers is not None:
@@ -216,7 +232,18 @@ def _load(spec: RunSpec, config: Config, adapter: Adapter | None, value: int | N
             model = adapter.add(model, value)
             if adapter.allocates:
                 check_allocation(config, spec.budget)
-    return Loaded(task, inputs, model, reference, layers)
+    return Loaded(task, inputs, model, reference, layers, untaught)
+
+
+@contextmanager
+def on_accelerator(model: nn.Module) -> Iterator[None]:
+    """Where there is one; the model is back where it was afterwards."""
+    place, there = next(model.parameters()).device, torch.accelerator.current_accelerator()
+    model.to(there or place)
+    try:
+        yield
+    finally:
+        model.to(place)
 
 
 def _check_alone(spec: RunSpec, method: Method, adapter: Adapter | None, launch: Launch) -> None:

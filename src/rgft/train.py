@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
 from tqdm import tqdm
 from transformers import set_seed
 from transformers.trainer_callback import PrinterCallback
@@ -24,7 +22,6 @@ from rgft.checkpoints import CACHE, FOLDER, newest_checkpoint, step_of
 from rgft.errors import InputError
 from rgft.extensions import extend
 from rgft.folder_lock import held
-from rgft.forgetting import Untaught
 from rgft.integrations.transformers import RGFTCallback
 from rgft.launch import Launch, join
 from rgft.methods import find_method
@@ -145,7 +142,8 @@ def _prepared(
 ) -> Prepared:
     """Model and data, in every process."""
     if spec.data is not None:
-        require_folder(Path(spec.data))  # before a packaged model is unpacked
+        folder = Path(spec.data)
+        launch.alone(lambda: require_folder(folder))  # before a packaged model is unpacked
     launch.alone(lambda: locate(spec.model))  # a missing package is told before data is fetched
     if launch.size > 1:
         launch.alone(lambda: load_data(spec))  # what has to be fetched is, once
@@ -247,7 +245,6 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
         ],
     )
     trainer.remove_callback(PrinterCallback)
-    untaught = _untaught(prepared, trainer.model) if launch.first else None
     if checkpoint is not None:
         trainer.go_on(checkpoint)
     with interruption, progress:
@@ -263,7 +260,6 @@ def _execute(  # noqa: PLR0913, PLR0917 - what a run consists of
     if allocation is not None:
         record["ranks"] = allocation.ranks
     if launch.first:
-        record["forgetting"] = None if untaught is None else untaught.against(trainer.model)
         _leave_behind(trainer, prepared, output_dir, record, guidance)
     return record
 
@@ -290,18 +286,6 @@ def _trainer(
     )
 
 
-def _untaught(prepared: Prepared, model: nn.Module) -> Untaught | None:
-    """What the pre-trained model can do, with all its layers; None where it is not asked."""
-    if prepared.ability is None:
-        return None
-    with waiting("measuring what the model can do untaught"):
-        if prepared.layers.kept < prepared.layers.of:
-            with torch.random.fork_rng(devices=()):  # its new head draws from it
-                whole = prepared.inputs.load_model(prepared.task.label_names)
-            model = whole.to(next(model.parameters()).device)
-        return Untaught(prepared.ability, prepared.ability.measure(model))
-
-
 def _leave_behind(
     trainer: RunTrainer,
     prepared: Prepared,
@@ -316,8 +300,19 @@ def _leave_behind(
     save_ledgers(output_dir, guidance.guide.error_map, prepared.sampling.ledger)
     if isinstance(trainer, TextTrainer):
         save_written(output_dir, trainer.written)
+    record["forgetting"] = _forgetting(trainer, prepared)
     records.write_run(output_dir, record)
     finish(output_dir)
+
+
+def _forgetting(trainer: RunTrainer, prepared: Prepared) -> dict[str, Any] | None:
+    """What the pre-trained model could do, and this one can; None where it is not asked."""
+    if prepared.untaught is None:
+        return None
+    # without the mixed precision that the model was trained in
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    with waiting("measuring what was forgotten"):
+        return prepared.untaught.against(model)
 
 
 def _allocation(prepared: Prepared) -> RankAllocation | None:

@@ -8,7 +8,7 @@ from typing import Any
 from rgft.bench.cells import Cell
 from rgft.bench.suite import in_suite
 from rgft.errors import InputError
-from rgft.forgetting import check_forgetting
+from rgft.forgetting import check_forgetting, load_ability
 from rgft.inputs import load_inputs
 from rgft.models import check_modality, writes_as
 from rgft.progress import waiting
@@ -62,9 +62,9 @@ def _check(spec: RunSpec, task: TaskData | None) -> TaskData | None:
         return None
     if task is None:
         task = load_data(spec)
-    load_inputs(spec, task)
+    inputs = load_inputs(spec, task)
     if spec.forgetting:
-        check_forgetting(spec, task.modality)
+        load_ability(spec, task, inputs)
     return task
 
 

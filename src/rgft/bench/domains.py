@@ -18,7 +18,7 @@ def other_domains(found: Sequence[Result]) -> Table:
         split
         for result in found
         for split in next(iter(result.runs.values()))["metrics"]
-        if split not in OWN_DOMAIN
+        if split not in OWN_DOMAIN and result.scores(split)
     )
     told = [r for r in _ordered(found) if any(r.scores(name) for name in names)]
     rows = [[*_named(r, found), spread(r), *(spread(r, name) for name in names)] for r in told]
@@ -31,23 +31,26 @@ def forgetting(found: Sequence[Result]) -> Table:
     """What models could do before fine-tuning, and after."""
     rows = []
     for result in _ordered(found):
-        told = [run["forgetting"] for run in result.runs.values() if run.get("forgetting")]
-        told = [one for one in told if None not in (one["before"], one["after"])]
-        if not told:
+        measured = [run["forgetting"] for run in result.runs.values() if run.get("forgetting")]
+        if not measured:
             continue
-        of, metric = told[0]["of"], told[0]["metric"]
+        finite = [one for one in measured if None not in (one["before"], one["after"])]
+        of, metric = measured[0]["of"], measured[0]["metric"]
         scale = 1 if metric == "perplexity" else 100
-        before, after = ([scale * one[when] for one in told] for when in ("before", "after"))
+        before, after = ([scale * one[when] for one in finite] for when in ("before", "after"))
         change = [now - then for then, now in zip(before, after, strict=True)]
-        sign = "+" * (statistics.fmean(change) > 0)
-        shown_values = [spread_text(before), spread_text(after), sign + spread_text(change)]
-        rows.append([*_named(result, found), f"{of}, {metric}", *shown_values])
+        sign = "+" * (sum(change) > 0)
+        values = [spread_text(before), spread_text(after), sign + spread_text(change)]
+        lost = len(measured) - len(finite)
+        rows.append(
+            [*_named(result, found), f"{of}, {metric}", *values, str(len(finite)), str(lost)]
+        )
     caption = (
         "What the pre-trained model can do untaught, before and after fine-tuning: Spearman's rho "
         "x 100 of people's ratings and the cosine of mean hidden states (stsb; more is better), or "
         "the perplexity of general text (wikitext; less is better)."
     )
-    header = ["task", "budget", "arm", "of", "before", "after", "change"]
+    header = ["task", "budget", "arm", "of", "before", "after", "change", "seeds", "not finite"]
     return Table("Forgetting", caption, header, rows)
 
 

@@ -158,7 +158,7 @@ def forgetting(found: Mapping[str, Any]) -> str:
     'stsb: spearman 0.8212 before, 0.79 after'
     """
     before, after = (
-        "not finite" if value is None else f"{value:.4g}"
+        f"{value:.4g}" if value is not None and math.isfinite(value) else "not finite"
         for value in (found["before"], found["after"])
     )
     return f"{found['of']}: {found['metric']} {before} before, {after} after"

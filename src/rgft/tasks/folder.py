@@ -142,6 +142,24 @@ def read_folder(
     return {split: read_table(path) for split, path in files.items() if path is not None}
 
 
+def read_split(directory: Path, split: str) -> Table:
+    """The table of one split alone.
+
+    Args:
+        directory: The folder.
+        split: One of `FILE_NAMES`.
+
+    Raises:
+        InputError: The folder or the file is missing or cannot be read, or there are several.
+    """
+    require_folder(directory)
+    file = _find_file(directory, FILE_NAMES[split])
+    if file is None:
+        wanted = ", ".join(f"{split}{suffix}" for suffix in SUFFIXES)
+        raise InputError(f"{directory} has no {split} file; give one called {wanted}")
+    return read_table(file)
+
+
 def require_folder(directory: Path) -> None:
     """Refuse what is no folder.
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from rgft.tasks.columns import require_column
-from rgft.tasks.hub import HubTask, is_available, tables_of
+from rgft.tasks.folder import read_split
+from rgft.tasks.hub import HubTask, local_folder, tables_of
 
 WIKITEXT = HubTask(
     name="wikitext",
@@ -13,6 +14,7 @@ WIKITEXT = HubTask(
     folders=("wikitext/wikitext-2-raw-v1", "wikitext"),
     input_columns=("text",),
 )
+SPLIT = "test"
 
 
 def load_general_text() -> str:
@@ -21,12 +23,7 @@ def load_general_text() -> str:
     Raises:
         InputError: It is neither in a folder nor on the hub, or has no texts.
     """
-    tables, _ = tables_of(WIKITEXT)
-    table = tables.get("test", tables["train"])
+    folder = local_folder(WIKITEXT)
+    table = tables_of(WIKITEXT)[0][SPLIT] if folder is None else read_split(folder, SPLIT)
     rows = table.columns[require_column(table, WIKITEXT.input_columns[0], "the file")]
     return "\n\n".join(str(row) for row in rows if row is not None)
-
-
-def has_general_text() -> bool:
-    """Whether it can be loaded without the network."""
-    return is_available(WIKITEXT)

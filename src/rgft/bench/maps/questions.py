@@ -113,11 +113,19 @@ def of_methods(maps: Sequence[RunMap], found: Sequence[Result]) -> Table:
         for budget in dict.fromkeys(m.budget for m in maps if m.arm == arm):
             ours = [m for m in maps if (m.arm, m.budget) == (arm, budget)]
             theirs = [m for m in maps if (m.arm, m.budget) == (base, budget)]
-            groups = _paired(ours, theirs, lambda a, b: (a.problem, a.seed) == (b.problem, b.seed))
+            groups = _paired(ours, theirs, _same_start)
             if groups:
+                counts = [
+                    count
+                    for a in ours
+                    for b in theirs
+                    if _same_start(a, b)
+                    and (count := len(a.end.keys() & b.end.keys())) >= LEAST_COMPONENTS
+                ]
                 pairs = sum(map(len, groups.values()))
                 told = [_told(_over_runs(list(groups.values()))), str(len(groups)), str(pairs)]
-                rows.append([arm, base, budget_text(budget), _shared(ours, theirs), *told])
+                shared = sorted({min(counts), max(counts)})
+                rows.append([arm, base, budget_text(budget), " to ".join(map(str, shared)), *told])
     caption = (
         "Rank correlation of the maps of two arms, paired by task and seed: mean over tasks, and a "
         "95% bootstrap interval over seeds within tasks, over the components that both scored."
@@ -198,16 +206,8 @@ def _paired(
     return groups
 
 
-def _shared(ours: Sequence[RunMap], theirs: Sequence[RunMap]) -> str:
-    """How many components maps of the same task and seed have in common: one number, or a range."""
-    counts = {
-        len(a.end.keys() & b.end.keys())
-        for a in ours
-        for b in theirs
-        if (a.problem, a.seed) == (b.problem, b.seed)
-    }
-    counts = {count for count in counts if count >= LEAST_COMPONENTS}
-    return " to ".join(map(str, sorted({min(counts), max(counts)})))
+def _same_start(a: RunMap, b: RunMap) -> bool:
+    return (a.problem, a.seed) == (b.problem, b.seed)
 
 
 def _over_runs(groups: Sequence[Sequence[float]]) -> Estimate:

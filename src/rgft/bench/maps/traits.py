@@ -62,7 +62,7 @@ def traits(found: Sequence[Result]) -> dict[Problem, Traits]:
     told = {}
     for problem in dict.fromkeys(result.problem for result in found):
         here = [result for result in found if result.problem == problem]
-        ours, full = (_dearest(here, arm) for arm in (OURS, REFERENCE))
+        ours, full = (_at_largest_budget(here, arm) for arm in (OURS, REFERENCE))
         maps = [] if full is None else run_maps([full])
         entry = TASKS.get(problem.task)
         surveys = [run["survey"] for r in here for run in r.runs.values() if run.get("survey")]
@@ -131,7 +131,7 @@ def _related(x: np.ndarray, y: np.ndarray) -> tuple[float, float, float, int, fl
     return float(rank_correlation(x, y)), min(without), max(without), len(x), float(p)
 
 
-def _dearest(found: Sequence[Result], arm: str) -> Result | None:
+def _at_largest_budget(found: Sequence[Result], arm: str) -> Result | None:
     """The arm at the largest of its budgets that are shares."""
     here = [r for r in found if r.arm == arm and not isinstance(r.budget, str)]
     return max(here, key=lambda result: float(result.budget), default=None)
