@@ -29,6 +29,7 @@ from rgft.report.run import load_run
 from rgft.spec import RunSpec, command
 from rgft.tasks.general_text import load_general_text
 from rgft.train import run
+from runs import call
 
 LONG = 24  # tokens of a window
 
@@ -261,7 +262,10 @@ def test_a_bench_looks_for_its_data_before_it_starts(
 
 
 def test_general_text_needs_its_test_split_alone(
-    writer: RunSpec, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     folder = tmp_path / "data" / "wikitext"
     folder.mkdir(parents=True)
@@ -272,6 +276,8 @@ def test_general_text_needs_its_test_split_alone(
     (folder / "test.jsonl").write_text(text, encoding="utf-8")
     lines = [json.loads(line)["text"] for line in text.splitlines()]
     assert load_general_text() == "\n\n".join(lines)
+    assert call(monkeypatch, "data", "fetch", "wikitext") == 0
+    assert f"wikitext: test {len(load_general_text()):,} characters" in capsys.readouterr().out
 
 
 def test_missing_data_is_told_before_training(

@@ -304,9 +304,13 @@ def data(context: click.Context) -> None:
 @data.command()
 @click.argument("name")
 def fetch(name: str) -> None:
-    """Bring a task onto this machine."""
+    """Bring a task, or the text that forgetting is measured on (wikitext), onto this machine."""
     from rgft.tasks import load_task  # noqa: PLC0415
+    from rgft.tasks.general_text import SPLIT, WIKITEXT, load_general_text  # noqa: PLC0415
 
+    if name == WIKITEXT.name:
+        print(f"{name}: {SPLIT} {len(load_general_text()):,} characters")
+        return
     task = load_task(name)
     rows = ", ".join(f"{split} {len(data):,}" for split, data in task.splits.items())
     print(f"{name}: {rows}")
