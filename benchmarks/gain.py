@@ -68,6 +68,8 @@ def measure(task: str, seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "run"
         record = run(spec, folder)
+        if record["status"] != "finished":
+            raise SystemExit(1)
         told = error_map(folder / "error_map.parquet")
         with Quiet():
             data = load_data(spec)
@@ -77,7 +79,8 @@ def measure(task: str, seed: int) -> dict[str, Any]:
     assert told is not None
     batches = examples_of(inputs, data)
     base = judged(tuned, batches)
-    first, last = dict(before.named_parameters()), dict(tuned.named_parameters())
+    first = {name: parameter.detach() for name, parameter in before.named_parameters()}
+    last = dict(tuned.named_parameters())
     components = []
     for component in partition(tuned, "layer"):
         if component.kind not in PRE_TRAINED:
@@ -85,7 +88,7 @@ def measure(task: str, seed: int) -> dict[str, Any]:
         names = [one.parameter for one in component.slices]
         kept = {name: last[name].detach().clone() for name in names}
         moved = sum(float((kept[n] - first[n]).square().sum()) for n in names)
-        size = sum(float(first[n].detach().square().sum()) for n in names)
+        size = sum(float(first[n].square().sum()) for n in names)
         put(last, {name: first[name] for name in names})
         without = judged(tuned, batches)
         put(last, kept)
