@@ -7,6 +7,7 @@ pre-trained weights put back, the rest staying as tuned. What that costs is what
 
     gain_k = metric as tuned - metric with component k put back, on the validation split
 
+Components stand in for one another, so that it is also measured with k and all below put back.
 The pooler and the head are left out: they have no pre-trained weights. Beside it stand E_k after a
 tenth of the run and at its end, and how far the component has moved, relative to its norm.
 
@@ -26,7 +27,7 @@ from typing import Any
 
 import torch
 from invocation import invocation
-from torch import nn
+from torch import Tensor, nn
 
 from rgft import metrics, partition, records
 from rgft.bench.record import error_map
@@ -81,27 +82,21 @@ def measure(task: str, seed: int) -> dict[str, Any]:
     base = judged(tuned, batches)
     first = {name: parameter.detach() for name, parameter in before.named_parameters()}
     last = dict(tuned.named_parameters())
+    parts = [part for part in partition(tuned, "layer") if part.kind in PRE_TRAINED]
     components = []
-    for component in partition(tuned, "layer"):
-        if component.kind not in PRE_TRAINED:
-            continue
-        names = [one.parameter for one in component.slices]
-        kept = {name: last[name].detach().clone() for name in names}
-        moved = sum(float((kept[n] - first[n]).square().sum()) for n in names)
-        size = sum(float(first[n].square().sum()) for n in names)
-        put(last, {name: first[name] for name in names})
-        without = judged(tuned, batches)
-        put(last, kept)
-        column = told["components"].index(component.name)
+    for i, part in enumerate(parts):
+        alone = [one.parameter for one in part.slices]
+        below = [one.parameter for other in parts[: i + 1] for one in other.slices]
+        column = told["components"].index(part.name)
         components.append(
             {
-                "name": component.name,
-                "depth": component.depth,
+                "name": part.name,
+                "depth": part.depth,
                 "early": told["error"][0][column],
                 "end": told["error"][-1][column],
-                "moved": (moved / size) ** 0.5,
-                "gain": base[data.metric] - without[data.metric],
-                "gain_of_loss": without["loss"] - base["loss"],
+                "moved": distance(last, first, alone),
+                "alone": lost(tuned, first, alone, batches, base),
+                "below": lost(tuned, first, below, batches, base),
             }
         )
     return {
@@ -116,14 +111,37 @@ def measure(task: str, seed: int) -> dict[str, Any]:
     }
 
 
-def examples_of(inputs: Any, data: Any) -> list[dict[str, torch.Tensor]]:
+def lost(
+    model: nn.Module,
+    before: dict[str, Tensor],
+    names: list[str],
+    batches: list[dict[str, Tensor]],
+    base: dict[str, float],
+) -> dict[str, float]:
+    """What it costs in each metric, and adds to the loss, to put some parameters back."""
+    parameters = dict(model.named_parameters())
+    kept = {name: parameters[name].detach().clone() for name in names}
+    put(parameters, {name: before[name] for name in names})
+    without = judged(model, batches)
+    put(parameters, kept)
+    found = {name: base[name] - without[name] for name in base}
+    return {**found, "loss": -found["loss"]}
+
+
+def distance(now: dict[str, nn.Parameter], before: dict[str, Tensor], names: list[str]) -> float:
+    """How far parameters have moved, relative to their norm."""
+    moved = sum(float((now[name].detach() - before[name]).square().sum()) for name in names)
+    return float((moved / sum(float(before[name].square().sum()) for name in names)) ** 0.5)
+
+
+def examples_of(inputs: Any, data: Any) -> list[dict[str, Tensor]]:
     """Batches of the validation split."""
     rows = inputs.examples(data, "validation")
     return [inputs.collate(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]
 
 
 @torch.no_grad()
-def judged(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+def judged(model: nn.Module, batches: list[dict[str, Tensor]]) -> dict[str, float]:
     """Metrics and mean loss of the validation split, in single precision."""
     model.eval()
     logits = torch.cat([model(**batch).logits for batch in batches])
@@ -133,7 +151,7 @@ def judged(model: nn.Module, batches: list[dict[str, torch.Tensor]]) -> dict[str
 
 
 @torch.no_grad()
-def put(parameters: dict[str, nn.Parameter], values: dict[str, torch.Tensor]) -> None:
+def put(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
     """Overwrite some of them."""
     for name, value in values.items():
         parameters[name].copy_(value)
@@ -161,9 +179,7 @@ def main() -> None:
             records.note_environment(record, 0)
             with given.records.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
-            told = ", ".join(
-                f"{c['name'].split('.')[-1]} {c['gain']:.3f}" for c in record["components"]
-            )
+            told = ", ".join(f"{part['alone']['loss']:.3f}" for part in record["components"])
             print(f"{task} seed {seed}: {told}", flush=True)
 
 

@@ -28,27 +28,33 @@ def page(rows: list[Row]) -> str:
 
 
 def gains(by_task: dict[str, list[Row]]) -> str:
-    """Points of the headline metric that putting a component back costs."""
-    names = [
-        part["name"].removeprefix("bert.encoder.")
-        for part in next(iter(by_task.values()))[0]["components"]
-    ]
-    lines = [_line(["task", *names]), _line(["---"] * (1 + len(names)))]
+    """Points of the headline metric, and loss, that putting components back costs."""
+    first = next(iter(by_task.values()))[0]["components"]
+    names = [part["name"].removeprefix("bert.encoder.") for part in first]
+    lines = [_line(["task", "put back", *names]), _line(["---"] * (2 + len(names)))]
     for task, runs in by_task.items():
-        columns = zip(
-            *([100 * part["gain"] for part in run["components"]] for run in runs), strict=True
-        )
-        lines.append(_line([task, *(_spread(column) for column in columns)]))
+        metric = runs[0]["metric"]
+        for what, key, measure, scale, digits in (
+            ("it alone: points", "alone", metric, 100, 1),
+            ("it alone: loss", "alone", "loss", 1, 3),
+            ("it and all below: points", "below", metric, 100, 1),
+            ("it and all below: loss", "below", "loss", 1, 3),
+        ):
+            columns = zip(
+                *([scale * part[key][measure] for part in run["components"]] for run in runs),
+                strict=True,
+            )
+            lines.append(_line([task, what, *(_spread(column, digits) for column in columns)]))
     return "\n".join(lines)
 
 
 def correlations(by_task: dict[str, list[Row]]) -> str:
-    """Rank correlation over components of the gain with each of `WITH`; and over all tasks."""
+    """Rank correlation over components of what is lost alone, in loss, with each of `WITH`."""
     found = {
         what: {task: [_related(run, what) for run in runs] for task, runs in by_task.items()}
         for what in WITH
     }
-    header = ["gain and", *by_task, "all tasks", "95% interval"]
+    header = ["loss that it costs alone, and", *by_task, "all tasks", "95% interval"]
     lines = [_line(header), _line(["---"] * len(header))]
     for what, values in found.items():
         groups = list(values.values())
@@ -60,13 +66,14 @@ def correlations(by_task: dict[str, list[Row]]) -> str:
 
 
 def _related(run: Row, what: str) -> float:
-    pairs = [(part["gain"], part[what]) for part in run["components"] if part[what] is not None]
-    return float(rank_correlation(*np.array(pairs).T))
+    parts = [part for part in run["components"] if part[what] is not None]
+    sides = [part["alone"]["loss"] for part in parts], [part[what] for part in parts]
+    return float(rank_correlation(*map(np.array, sides)))
 
 
-def _spread(values: tuple[float, ...]) -> str:
-    around = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{around}"
+def _spread(values: tuple[float, ...], digits: int) -> str:
+    around = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{around}"
 
 
 def _line(cells: list[str]) -> str:
