@@ -32,6 +32,7 @@ MANY = {"ablations": ablations.all_tables, "maps": maps.all_tables}  # under a h
 TABLES = {
     "areas": areas.areas,
     "calibration": domains.calibration,
+    "perplexity": domains.perplexity,
     "other-domains": domains.other_domains,
     "forgetting": domains.forgetting,
     "leaderboard": tables.leaderboard,

@@ -13,7 +13,7 @@ import pytest
 
 from rgft.bench.ablations import all_tables as all_ablations
 from rgft.bench.areas import areas
-from rgft.bench.domains import calibration, other_domains
+from rgft.bench.domains import calibration, other_domains, perplexity
 from rgft.bench.journal import read_records
 from rgft.bench.page import load, markdown, render
 from rgft.bench.results import costs_to_target, judged_on, results
@@ -208,6 +208,11 @@ def test_other_domains_and_calibration_are_shown_where_recorded() -> None:
         "tweets",
     ]
     assert [list(row) for row in domains.rows] == [["t", "0.5", "full", "90.0", "70.0"]]
+    written = {"test": {"rougeL": 0.3, "perplexity": 12.0}, "validation": {"rougeL": 0.3}}
+    writes = results(
+        [record("full", 0, 0.3, metrics=written, metric="rougeL"), record("x", 0, 0.5)]
+    )
+    assert [list(row) for row in perplexity(writes).rows] == [["0.5", "full", "12.0"]]
     told = calibration(found)
     assert list(told.header) == ["budget", "arm", "t"]
     assert [list(row) for row in told.rows] == [["0.5", "full", "5.0 (0.300)"]]

@@ -65,7 +65,7 @@ def test_what_is_lost_is_that_of_a_model_with_the_old_weights(
     before = {name: torch.randn_like(p) / 4 for name, p in tuned.named_parameters()}
     mixed.load_state_dict({name: before[name] for name in names}, strict=False)
     base, without = gain.judged(tuned, [batch]), gain.judged(mixed, [batch])
-    assert base["loss"] == pytest.approx(float(tuned(**batch).loss))
+    assert base["loss"] == pytest.approx(tuned(**batch).loss.item())
     as_it_was = copy.deepcopy(tuned.state_dict())
     found = gain.lost(tuned, before, names, [batch], base)
     assert found["loss"] == pytest.approx(without["loss"] - base["loss"]) and found["loss"] != 0

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from rgft.bench.results import Result, judged_on, shown
 from rgft.bench.table import Table, budget_order, budget_text, spread, spread_text
 
 OWN_DOMAIN = ("validation", "test")
-CALIBRATION = "calibration_error"
+CALIBRATION, PERPLEXITY = "calibration_error", "perplexity"
 
 
 def other_domains(found: Sequence[Result]) -> Table:
@@ -56,30 +56,52 @@ def forgetting(found: Sequence[Result]) -> Table:
 
 def calibration(found: Sequence[Result]) -> Table:
     """Expected calibration error of classifiers, where it was recorded; a column a task."""
-    told = {(r.budget, r.arm, r.problem): _calibrated(r) for r in _ordered(found)}
-    told = {place: text for place, text in told.items() if text is not None}
-    problems = [p for p in dict.fromkeys(r.problem for r in found) if any(p in at for at in told)]
-    rows = [
-        [budget_text(budget), arm, *(told.get((budget, arm, p)) or "-" for p in problems)]
-        for budget, arm in sorted(
-            dict.fromkeys((budget, arm) for budget, arm, _ in told),
-            key=lambda place: budget_order(place[0]),
-        )
-    ]
     caption = (
         f"Expected calibration error x 100 on the {judged_on(found)}: how far confidence is from "
         "accuracy, over 15 bins of confidence; in brackets the loss there. Lower is better."
     )
-    header = ["budget", "arm", *(shown(problem, found) for problem in problems)]
-    return Table("Calibration", caption, header, rows)
+    return _by_task("Calibration", caption, found, _calibrated)
+
+
+def perplexity(found: Sequence[Result]) -> Table:
+    """Perplexity of the texts to write, where it was recorded; a column a task."""
+    caption = (
+        f"Perplexity of the texts to write, on the {judged_on(found)}, of the arms at the rates of "
+        "the leaderboard. Lower is better."
+    )
+    return _by_task("Perplexity", caption, found, lambda r: _recorded(r, PERPLEXITY))
+
+
+def _by_task(
+    title: str, caption: str, found: Sequence[Result], told: Callable[[Result], str | None]
+) -> Table:
+    """A row for each arm and budget, a column for each task of which there is something to tell."""
+    cells = {(r.budget, r.arm, r.problem): told(r) for r in _ordered(found)}
+    known = {place: text for place, text in cells.items() if text is not None}
+    problems = [p for p in dict.fromkeys(r.problem for r in found) if any(p in at for at in known)]
+    places = dict.fromkeys((budget, arm) for budget, arm, _ in known)
+    rows = [
+        [budget_text(budget), arm, *(known.get((budget, arm, p), "-") for p in problems)]
+        for budget, arm in sorted(places, key=lambda place: budget_order(place[0]))
+    ]
+    return Table(title, caption, ["budget", "arm", *(shown(p, found) for p in problems)], rows)
 
 
 def _calibrated(result: Result) -> str | None:
     """The calibration error of a result, and its loss; None where they were not recorded."""
-    told = [run["metrics"].get(result.split, {}) for run in result.runs.values()]
-    errors = [100 * m[CALIBRATION] for m in told if m.get(CALIBRATION) is not None]
-    losses = [m["loss"] for m in told if m.get("loss") is not None]
-    return f"{spread_text(errors)} ({statistics.fmean(losses):.3f})" if errors and losses else None
+    errors, losses = _recorded(result, CALIBRATION, 100), _values(result, "loss")
+    return f"{errors} ({statistics.fmean(losses):.3f})" if errors and losses else None
+
+
+def _recorded(result: Result, metric: str, scale: float = 1) -> str | None:
+    """Mean and deviation of a metric over seeds; None where it was not recorded."""
+    values = _values(result, metric)
+    return spread_text([scale * value for value in values]) if values else None
+
+
+def _values(result: Result, metric: str) -> list[float]:
+    told = [run["metrics"].get(result.split, {}).get(metric) for run in result.runs.values()]
+    return [value for value in told if value is not None]
 
 
 def _ordered(found: Sequence[Result]) -> list[Result]:

@@ -17,7 +17,7 @@ from rgft.bench.comparisons import (
     levers,
     ours_against_others,
 )
-from rgft.bench.domains import calibration, forgetting, other_domains
+from rgft.bench.domains import calibration, forgetting, other_domains, perplexity
 from rgft.bench.results import Result, clock, costs_to_target, judged_on, shown
 from rgft.bench.table import (
     IDLE,
@@ -36,8 +36,8 @@ def all_tables(found: Sequence[Result]) -> list[Table]:
     told = [
         *(leaderboard(found), against_full(found), ours_against(found)),
         *(lever_table(found), areas(found)),
-        *(targets(found), other_domains(found), forgetting(found), calibration(found)),
-        runs(found),
+        *(targets(found), other_domains(found), forgetting(found)),
+        *(calibration(found), perplexity(found), runs(found)),
     ]
     return [table for table in told if table.rows]
 
