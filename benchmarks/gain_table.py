@@ -49,12 +49,12 @@ def gains(by_task: dict[str, list[Row]]) -> str:
 
 
 def correlations(by_task: dict[str, list[Row]]) -> str:
-    """Rank correlation over components of what is lost alone, in loss, with each of `WITH`."""
+    """Rank correlation over components of what each adds, with all below it, and each of `WITH`."""
     found = {
         what: {task: [_related(run, what) for run in runs] for task, runs in by_task.items()}
         for what in WITH
     }
-    header = ["loss that it costs alone, and", *by_task, "all tasks", "95% interval"]
+    header = ["points that it adds to those below, and", *by_task, "all tasks", "95% interval"]
     lines = [_line(header), _line(["---"] * len(header))]
     for what, values in found.items():
         groups = list(values.values())
@@ -66,9 +66,14 @@ def correlations(by_task: dict[str, list[Row]]) -> str:
 
 
 def _related(run: Row, what: str) -> float:
-    parts = [part for part in run["components"] if part[what] is not None]
-    sides = [part["alone"]["loss"] for part in parts], [part[what] for part in parts]
-    return float(rank_correlation(*map(np.array, sides)))
+    below = [part["below"][run["metric"]] for part in run["components"]]
+    added = np.diff(below, prepend=0.0)
+    pairs = [
+        (gain, part[what])
+        for gain, part in zip(added, run["components"], strict=True)
+        if part[what] is not None
+    ]
+    return float(rank_correlation(*np.array(pairs).T))
 
 
 def _spread(values: tuple[float, ...], digits: int) -> str:
