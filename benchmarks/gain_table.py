@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import Any
 
@@ -61,7 +62,8 @@ def correlations(by_task: dict[str, list[Row]]) -> str:
         mean = statistics.fmean(map(statistics.fmean, groups))
         low, high = interval(groups)
         told = [f"{statistics.fmean(group):+.2f}" for group in groups]
-        lines.append(_line([WITH[what], *told, f"{mean:+.2f}", f"[{low:+.2f}, {high:+.2f}]"]))
+        around = "-" if math.isnan(low) else f"[{low:+.2f}, {high:+.2f}]"
+        lines.append(_line([WITH[what], *told, f"{mean:+.2f}", around]))
     return "\n".join(lines)
 
 
