@@ -78,7 +78,7 @@ def measure(task: str, seed: int) -> dict[str, Any]:
             before = load_classifier(spec.model, data.label_names, 0)
             tuned = load_classifier(str(folder), data.label_names, 0)
     assert told is not None
-    batches = examples_of(inputs, data)
+    batches = batches_of(inputs, data)
     base = judged(tuned, batches)
     first = {name: parameter.detach() for name, parameter in before.named_parameters()}
     last = dict(tuned.named_parameters())
@@ -134,7 +134,7 @@ def distance(now: dict[str, nn.Parameter], before: dict[str, Tensor], names: lis
     return float((moved / sum(float(before[name].square().sum()) for name in names)) ** 0.5)
 
 
-def examples_of(inputs: Any, data: Any) -> list[dict[str, Tensor]]:
+def batches_of(inputs: Any, data: Any) -> list[dict[str, Tensor]]:
     """Batches of the validation split."""
     rows = inputs.examples(data, "validation")
     return [inputs.collate(rows[i : i + BATCH]) for i in range(0, len(rows), BATCH)]

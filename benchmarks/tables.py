@@ -21,7 +21,7 @@ import gain_table
 import llm
 import llm_table
 
-from rgft.bench import ablations, areas, domains, maps, tables
+from rgft.bench import ablations, areas, beyond_headline, maps, tables
 from rgft.bench.maps import traits
 from rgft.bench.page import load
 from rgft.bench.results import results
@@ -31,10 +31,10 @@ MARK = re.compile(r"(<!-- records: (\S+) (\S+) -->\n).*?(<!-- /records -->)", re
 MANY = {"ablations": ablations.all_tables, "maps": maps.all_tables}  # under a heading each
 TABLES = {
     "areas": areas.areas,
-    "calibration": domains.calibration,
-    "perplexity": domains.perplexity,
-    "other-domains": domains.other_domains,
-    "forgetting": domains.forgetting,
+    "calibration": beyond_headline.calibration,
+    "perplexity": beyond_headline.perplexity,
+    "other-domains": beyond_headline.other_domains,
+    "forgetting": beyond_headline.forgetting,
     "leaderboard": tables.leaderboard,
     "against-full": tables.against_full,
     "against-others": tables.ours_against,

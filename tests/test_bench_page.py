@@ -13,7 +13,7 @@ import pytest
 
 from rgft.bench.ablations import all_tables as all_ablations
 from rgft.bench.areas import areas
-from rgft.bench.domains import calibration, other_domains, perplexity
+from rgft.bench.beyond_headline import calibration, other_domains, perplexity
 from rgft.bench.journal import read_records
 from rgft.bench.page import load, markdown, render
 from rgft.bench.results import costs_to_target, judged_on, results

@@ -18,9 +18,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 import tiny_run
 import tiny_texts
+from rgft.bench.beyond_headline import forgetting
 from rgft.bench.cells import Cell
 from rgft.bench.checks import check_places
-from rgft.bench.domains import forgetting
 from rgft.bench.record import record_of_run
 from rgft.bench.results import results
 from rgft.errors import InputError

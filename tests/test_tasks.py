@@ -487,7 +487,7 @@ def test_hub_task_from_a_folder(tmp_path: Path, task: HubTask, suffix: str) -> N
     assert loaded.metric == TASKS[name].metric
 
 
-@pytest.mark.parametrize("name", sorted(hub_rows.SCHEMAS.keys() & TASKS.keys()))
+@pytest.mark.parametrize("name", [name for name in hub_rows.SCHEMAS if name != "wikitext"])
 def test_hub_task_as_the_hub_has_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -30,6 +30,7 @@ from rgft.spec import RunSpec
 from rgft.tasks import Modality, TaskData, load_task
 from rgft.tasks.general_text import SPLIT, WIKITEXT, load_general_text
 from rgft.text_to_text import IDS, TextToTextInputs
+from rgft.writing import spread
 
 SIMILARITY = "stsb"
 WINDOWS = 128  # of general text at most
@@ -158,7 +159,7 @@ def general_text(inputs: TextToTextInputs, text: str) -> Ability:
             f"{WIKITEXT.name} has {len(tokens)} tokens here, less than the {length} of max_length "
             "and max_target_length together; put all of it there, or give less"
         )
-    windows = tokens[: count * length].view(count, length)[evenly(count, WINDOWS)]
+    windows = spread(list(tokens[: count * length].view(count, length)), WINDOWS)
 
     def measure(model: nn.Module) -> float:
         total = 0.0
@@ -181,16 +182,6 @@ def mean_hidden(model: nn.Module, batch: Batch) -> Tensor:
     states: Tensor = model(**given, output_hidden_states=True).hidden_states[-1].float()
     mask = given["attention_mask"].unsqueeze(-1).to(states)
     return (states * mask).sum(1) / mask.sum(1)
-
-
-def evenly(count: int, most: int) -> list[int]:
-    """At most `most` of `count` positions, evenly spread.
-
-    >>> evenly(9, 3), evenly(2, 3)
-    ([0, 3, 6], [0, 1])
-    """
-    kept = min(count, most)
-    return [i * count // kept for i in range(kept)]
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from rgft.batches import Example
 from rgft.processes import Processes
 from rgft.text_to_text import TextToTextInputs
 
 OWN = ("decoder_start_token_id", "bos_token_id", "forced_bos_token_id", "forced_eos_token_id")
 Row = Mapping[str, Any]
+Item = TypeVar("Item")
 
 
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """At most `count` of the examples, evenly over their order (from short to long).
+def spread(examples: Sequence[Item], count: int) -> list[Item]:
+    """At most `count` of the examples, evenly over their order (of texts: from short to long).
 
     >>> [row["i"] for row in spread([{"i": i} for i in range(9)], 3)]
     [0, 4, 8]

@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 from rgft.bench.areas import areas
+from rgft.bench.beyond_headline import calibration, forgetting, other_domains, perplexity
 from rgft.bench.comparisons import (
     LEAST_PAIRS,
     OURS,
@@ -17,7 +18,6 @@ from rgft.bench.comparisons import (
     levers,
     ours_against_others,
 )
-from rgft.bench.domains import calibration, forgetting, other_domains, perplexity
 from rgft.bench.results import Result, clock, costs_to_target, judged_on, shown
 from rgft.bench.table import (
     IDLE,
