@@ -19,7 +19,6 @@ A second call runs only the cells that are missing.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -30,6 +29,7 @@ from invocation import invocation
 from torch import Tensor, nn
 
 from rgft import metrics, partition, records
+from rgft.bench.journal import append_record, read_records
 from rgft.bench.record import error_map
 from rgft.inputs import load_inputs
 from rgft.models import load_classifier
@@ -157,18 +157,11 @@ def put(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
         parameters[name].copy_(value)
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The records that are there."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--records", type=Path, required=True, help="JSON Lines, added to")
     given = parser.parse_args()
-    done = {(record["task"], record["seed"]) for record in read(given.records)}
+    done = {(record["task"], record["seed"]) for record in read_records(given.records)}
     for task in TASKS:
         for seed in SEEDS:
             if (task, seed) in done:
@@ -177,8 +170,7 @@ def main() -> None:
             record = measure(task, seed)
             record |= {"started": started, "command": invocation(__file__, "--records")}
             records.note_environment(record, 0)
-            with given.records.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(record) + "\n")
+            append_record(given.records, record)
             told = ", ".join(f"{part['alone']['loss']:.3f}" for part in record["components"])
             print(f"{task} seed {seed}: {told}", flush=True)
 

@@ -1,6 +1,6 @@
 """Fill the tables of README and docs from records; no number is typed by hand.
 
-A page says where a table goes, which one, and of which records:
+A page says where a table goes, of which records (one file or several), and which one:
 
     <!-- records: benchmarks/records/comparison.jsonl runs -->
     <!-- /records -->
@@ -16,20 +16,20 @@ import re
 import sys
 from pathlib import Path
 
-import gain
 import gain_table
 import llm
 import llm_table
 
 from rgft.bench import ablations, areas, beyond_headline, maps, tables
+from rgft.bench.journal import read_records
 from rgft.bench.maps import traits
 from rgft.bench.page import load
 from rgft.bench.results import results
 
 ROOT = Path(__file__).parent.parent
-MARK = re.compile(r"(<!-- records: (\S+) (\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
-MANY = {"ablations": ablations.all_tables, "maps": maps.all_tables}  # under a heading each
+MARK = re.compile(r"(<!-- records: ((?:\S+ )+)(\S+) -->\n).*?(<!-- /records -->)", re.DOTALL)
 TABLES = {
+    "ablations": ablations.summary,
     "areas": areas.areas,
     "calibration": beyond_headline.calibration,
     "perplexity": beyond_headline.perplexity,
@@ -50,16 +50,16 @@ def filled(text: str) -> str:
     """A page with every table between marks made anew."""
 
     def table(match: re.Match[str]) -> str:
-        path = ROOT / match[2]
+        paths = [ROOT / path for path in match[2].split()]
         if match[3] == "language-models":
-            content = llm_table.page(llm.read(path))
+            content = llm_table.page(llm.read(*paths))
         elif match[3] == "gain":
-            content = gain_table.page(gain.read(path))
-        elif match[3] in MANY:
-            several = MANY[match[3]](results(load([path])))
+            content = gain_table.page(read_records(*paths))
+        elif match[3] == "maps":
+            several = maps.all_tables(results(load(paths)))
             content = "\n\n".join(one.section("###") for one in several)
         else:
-            content = TABLES[match[3]](results(load([path]))).markdown()
+            content = TABLES[match[3]](results(load(paths))).markdown()
         return f"{match[1]}{content}\n{match[4]}"
 
     return MARK.sub(table, text)

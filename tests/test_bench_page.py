@@ -46,17 +46,28 @@ def test_pages_are_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None
     assert "| trec | 1 | full |" in (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
 
 
-def test_a_page_may_have_every_ablation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_page_may_have_every_ablation_of_several_files(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = importlib.import_module("tables")
-    records = [record("rgft", 0, 0.5), ablated("beta", 0, 0, 0.4), ablated("p", 1, 0, 0.4)]
-    lines = [json.dumps(one) + "\n" for one in records]
-    (tmp_path / "x.jsonl").write_text("".join(lines), encoding="utf-8")
-    marks = f"<!-- records: {tmp_path / 'x.jsonl'} ablations -->\n<!-- /records -->"
-    text = tables.filled(marks)
-    for option in ("beta", "p"):
-        assert f"### {option}, from rgft at budget 0.5\n\nHeadline metric x 100" in text
-    assert text.count("| 0 | beta-0 | 40.0 | -10.0 | - |") == 1
+    config = {"beta": 0.9, "p": None}
+    files = {
+        "x": [record("rgft", 0, 0.5, config=config), ablated("beta", 0, 0, 0.4)],
+        "y": [ablated("p", 1, 0, 0.6)],
+    }
+    for name, records in files.items():
+        text = "".join(json.dumps(one) + "\n" for one in records)
+        (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    paths = " ".join(str(tmp_path / f"{name}.jsonl") for name in files)
+    text = tables.filled(f"<!-- records: {paths} ablations -->\n<!-- /records -->")
+    assert text.splitlines()[1:-1] == [
+        "| change | arm | t, validation | t, test | difference | 95% interval | p |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| - | rgft | 50.0 | 50.0 | - | - | - |",
+        "| beta 0.9 → 0 | beta-0 | 40.0 | 40.0 | -10.0 | - | 1 |",
+        "| p → 1 | p-1 | 60.0 | 60.0 | +10.0 | - | 1 |",
+    ]
     assert tables.filled(text) == text
 
 
@@ -125,6 +136,25 @@ def test_target_is_99_percent_of_the_best_of_full() -> None:
 def ablated(option: str, value: Any, seed: int, score: float, **changed: Any) -> dict[str, Any]:
     changes = {"settings": {option: value}}
     return record(f"{option}-{value}", seed, score, extends="rgft", changes=changes, **changed)
+
+
+def test_the_still_pictures_show_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    pictures = importlib.import_module("pictures")
+    runs = [record("rgft", s, 0.5 + s / 10, task=task) for s in (0, 1) for task in ("t", "u")]
+    runs += [ablated("beta", 0, s, 0.3 + s / 5, task="t") for s in (0, 1)]
+    runs += [ablated("p", 1, s, 0.6 + s / 10, task="u") for s in (0, 1)]
+    first, second = pictures.forest(results(runs)).axes
+    assert [label.get_text() for label in first.get_yticklabels()] == ["beta 0", "p 1"]
+    assert [axes.get_title() for axes in (first, second)] == ["t", "u"]
+    for axes, row, mean, ends in ((first, 0, -15, (-20, -10)), (second, 1, 10, (10, 10))):
+        seeds, bar, dot = axes.lines[:3]
+        assert sorted(seeds.get_xdata()) == pytest.approx(ends)
+        assert tuple(bar.get_xdata()) == pytest.approx(ends)
+        assert [*dot.get_xdata(), *dot.get_ydata()] == pytest.approx([mean, row])
+    curves = pictures.quality_over_flops(results(runs)).axes
+    assert [axes.get_title() for axes in curves] == ["t", "u"]
+    assert curves[0].lines[0].get_ydata() == pytest.approx([55])
 
 
 def test_an_ablation_has_every_value_in_order_and_the_base_among_them() -> None:

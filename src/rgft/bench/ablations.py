@@ -12,10 +12,12 @@ import plotly.graph_objects as go
 
 from rgft.bench.comparisons import Comparison, compare, differences, levers
 from rgft.bench.figures import error_bars
-from rgft.bench.results import Result, judged_on, shown
+from rgft.bench.results import Problem, Result, judged_on, shown
 from rgft.bench.statistics import interval
 from rgft.bench.table import Table, budget_text, interval_text, spread, with_idle
 from rgft.report.figures import KIND_COLORS
+
+SPLITS = ("validation", "test")
 
 
 class Setting(NamedTuple):
@@ -130,6 +132,46 @@ def with_tables(found: Sequence[Result]) -> list[tuple[Ablation, Table]]:
 def all_tables(found: Sequence[Result]) -> list[Table]:
     """A table for every ablation."""
     return [one for _, one in with_tables(found)]
+
+
+def summary(found: Sequence[Result]) -> Table:
+    """Every ablation in one table, on both splits; p is corrected over all of them."""
+    compared = {(c.arm, c.base, c.budget): c for c in compare(found, levers(found))}
+    problems = list(dict.fromkeys(r.problem for r in found))
+    rows: dict[tuple[str, str, float | str], list[str]] = {}
+    for one in ablations(found):
+        base = next(setting for setting in one.settings if setting.arm == one.base)
+        own = _scores(found, problems, one.base, one.budget)
+        rows.setdefault(("", one.base, one.budget), ["-", one.base, *own, "-", "-", "-"])
+        for setting in one.settings:
+            change = compared.get((setting.arm, one.base, one.budget))
+            if change is not None:
+                before = "" if base.value is None else f" {base.value}"
+                scores = _scores(found, problems, setting.arm, one.budget)
+                rows[one.option, setting.arm, one.budget] = [
+                    f"{one.option}{before} → {setting.label}", setting.arm, *scores,
+                    f"{change.difference:+.1f}", interval_text(change.low, change.high),
+                    f"{change.p:.2g}",
+                ]  # fmt: skip
+    names = [f"{shown(problem, found)}, {split}" for problem in problems for split in SPLITS]
+    header = ["change", "arm", *names, "difference", "95% interval", "p"]
+    caption = (
+        "Headline metric x 100, mean ± standard deviation over seeds; mean difference from the "
+        f"arm that is changed ({judged_on(found)}), paired by task and seed."
+    )
+    return Table("Ablations", with_idle(caption, found), header, list(rows.values()))
+
+
+def _scores(
+    found: Sequence[Result], problems: Sequence[Problem], arm: str, budget: float | str
+) -> list[str]:
+    """On each problem and split; a dash where it was not run."""
+    at = {r.problem: r for r in found if (r.arm, r.budget) == (arm, budget)}
+    return [
+        spread(at[problem], split) if problem in at else "-"
+        for problem in problems
+        for split in SPLITS
+    ]
 
 
 def _arms(one: Ablation) -> set[str]:
