@@ -170,7 +170,7 @@ def main() -> None:
             record = measure(task, seed)
             record |= {"started": started, "command": invocation(__file__, "--records")}
             records.note_environment(record, 0)
-            append_record(given.records, record)
+            append_record(given.records, records.finite(record))
             told = ", ".join(f"{part['alone']['loss']:.3f}" for part in record["components"])
             print(f"{task} seed {seed}: {told}", flush=True)
 

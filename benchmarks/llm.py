@@ -26,8 +26,6 @@ from typing import Any, NamedTuple
 
 from invocation import invocation
 
-from rgft.bench.journal import append_record, read_records
-
 STEPS, SWEEP_STEPS, SEED, RANK = 150, 25, 0, 8
 HELD_OUT = 32
 RATES = {
@@ -245,9 +243,25 @@ class Curve:
         return Callback()
 
 
+def append(path: Path, record: Row) -> None:
+    """Add a line, on a new one where a kill has torn the last."""
+    with path.open("a+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(end - 1, 0))
+        whole = file.read(1) in (b"", b"\n")
+        file.write((b"" if whole else b"\n") + json.dumps(record).encode() + b"\n")
+
+
 def read(path: Path) -> dict[Cell, Row]:
     """Finished cells; a line that a kill has torn is none."""
-    return {Cell(*(one[name] for name in Cell._fields)): one for one in read_records(path)}
+    done = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        done[Cell(*(record[name] for name in Cell._fields))] = record
+    return done
 
 
 def run_apart(cell: Cell, model_folder: Path, records: Path) -> None:
@@ -262,7 +276,7 @@ def run_apart(cell: Cell, model_folder: Path, records: Path) -> None:
             raise SystemExit(f"{cell}: {done.stderr.strip().splitlines()[-1]}")
         record = json.loads(output.read_text(encoding="utf-8"))
     record["command"] = invocation(__file__, "--records", "--model-folder")
-    append_record(records, record)
+    append(records, record)
     print(*cell, record["metrics"], f"{record['seconds']['train']:.0f} s", flush=True)
 
 

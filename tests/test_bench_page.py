@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from rgft.bench.ablations import all_tables as all_ablations
 from rgft.bench.areas import areas
@@ -49,24 +50,33 @@ def test_pages_are_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_page_may_have_every_ablation_of_several_files(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    def scores(validation: float, test: float) -> dict[str, Any]:
+        return {"validation": {"accuracy": validation}, "test": {"accuracy": test}}
+
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     tables = importlib.import_module("tables")
-    config = {"beta": 0.9, "p": None}
+    config = {"beta": 0.9, "p": None, "every": 5}
+    own = {"config": config}
     files = {
-        "x": [record("rgft", 0, 0.5, config=config), ablated("beta", 0, 0, 0.4)],
-        "y": [ablated("p", 1, 0, 0.6)],
+        "x": [
+            *(record("rgft", s, 0, metrics=scores(0.7, 0.5 + s / 10), **own) for s in (0, 1)),
+            *(ablated("beta", 0, s, 0, metrics=scores(0.8, 0.4 + s / 5)) for s in (0, 1)),
+        ],
+        "y": [ablated("p", 1, 0, 0, metrics=scores(0.9, 0.6)), ablated("every", 5, 0, 0.5)],
     }
     for name, records in files.items():
         text = "".join(json.dumps(one) + "\n" for one in records)
         (tmp_path / f"{name}.jsonl").write_text(text, encoding="utf-8")
     paths = " ".join(str(tmp_path / f"{name}.jsonl") for name in files)
     text = tables.filled(f"<!-- records: {paths} ablations -->\n<!-- /records -->")
+    head = "| budget | change | arm | t, validation | t, test | difference | 95% interval | pairs |"
     assert text.splitlines()[1:-1] == [
-        "| change | arm | t, validation | t, test | difference | 95% interval | p |",
-        "| --- | --- | --- | --- | --- | --- | --- |",
-        "| - | rgft | 50.0 | 50.0 | - | - | - |",
-        "| beta 0.9 → 0 | beta-0 | 40.0 | 40.0 | -10.0 | - | 1 |",
-        "| p → 1 | p-1 | 60.0 | 60.0 | +10.0 | - | 1 |",
+        head,
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| 0.5 | - | rgft | 70.0 ± 0.0 | 55.0 ± 7.1 | - | - | - |",
+        "| 0.5 | beta 0.9 → 0 | beta-0 | 80.0 ± 0.0 | 50.0 ± 14.1 | -5.0 | [-10.0, +0.0] | 2 |",
+        "| 0.5 | p → 1 | p-1 | 90.0 | 60.0 | +10.0 | - | 1 |",
+        "| 0.5 | every → 5 | every-5 | 50.0 | 50.0 | +0.0 | - | 1 |",
     ]
     assert tables.filled(text) == text
 
@@ -141,20 +151,52 @@ def ablated(option: str, value: Any, seed: int, score: float, **changed: Any) ->
 def test_the_still_pictures_show_what_the_records_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     pictures = importlib.import_module("pictures")
-    runs = [record("rgft", s, 0.5 + s / 10, task=task) for s in (0, 1) for task in ("t", "u")]
-    runs += [ablated("beta", 0, s, 0.3 + s / 5, task="t") for s in (0, 1)]
+    runs = [record("rgft", s, 0.5, task=task) for s in (0, 1, 2) for task in ("t", "u")]
+    runs += [ablated("beta", 0, s, 0.3 + s * s / 10, task="t") for s in (0, 1, 2)]
     runs += [ablated("p", 1, s, 0.6 + s / 10, task="u") for s in (0, 1)]
     first, second = pictures.forest(results(runs)).axes
-    assert [label.get_text() for label in first.get_yticklabels()] == ["beta 0", "p 1"]
+    assert [label.get_text() for label in first.get_yticklabels()] == ["beta-0", "p-1"]
     assert [axes.get_title() for axes in (first, second)] == ["t", "u"]
-    for axes, row, mean, ends in ((first, 0, -15, (-20, -10)), (second, 1, 10, (10, 10))):
-        seeds, bar, dot = axes.lines[:3]
-        assert sorted(seeds.get_xdata()) == pytest.approx(ends)
-        assert tuple(bar.get_xdata()) == pytest.approx(ends)
+    drawn = ((first, 0, [-20, -10, 20], -10 / 3), (second, 1, [10, 20], 15))
+    for axes, row, differences, mean in drawn:
+        bar, seeds, dot, _ = axes.lines
+        assert list(bar.get_xdata()) == pytest.approx([differences[0], differences[-1]])
+        assert sorted(seeds.get_xdata()) == pytest.approx(differences)
         assert [*dot.get_xdata(), *dot.get_ydata()] == pytest.approx([mean, row])
-    curves = pictures.quality_over_flops(results(runs)).axes
-    assert [axes.get_title() for axes in curves] == ["t", "u"]
-    assert curves[0].lines[0].get_ydata() == pytest.approx([55])
+
+
+def test_quality_over_flops_as_a_still_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    pictures = importlib.import_module("pictures")
+
+    def at(arm: str, share: float, seed: int, score: float) -> dict[str, Any]:
+        flops = {"spent": 10 * share, "full": 10.0, "share": share}
+        return record(arm, seed, score, budget=share, flops=flops)
+
+    runs = [at("rgft", 0.3, s, 0.6 + s / 10) for s in (0, 1)]
+    runs += [at("rgft", 0.1, 0, 0.5), at("lora", 0.3, 0, 0.4)]
+    figure = pictures.quality_over_flops(results(runs))
+    (axes,) = figure.axes
+    line, *seeds = axes.lines[:3]
+    assert list(line.get_xdata()) == [0.1, 0.3]
+    assert list(line.get_ydata()) == pytest.approx([50, 65])
+    assert [list(dots.get_ydata()) for dots in seeds] == [[50], pytest.approx([60, 70])]
+    cross = axes.lines[-1]
+    assert [*cross.get_xdata(), *cross.get_ydata()] == pytest.approx([0.3, 40])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "rgft", "full-tuned", "full-tuned-16", "full", "other arms",
+    ]  # fmt: skip
+
+
+def test_the_still_pictures_are_of_the_records_that_are_there(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    pictures = importlib.import_module("pictures")
+    for name, (_, files) in pictures.PICTURES.items():
+        with Image.open(pictures.ASSETS / name) as image:
+            drawn_of = image.info[pictures.RECORDS_OF]
+        assert drawn_of == pictures.digest(files), f"{name}: run python benchmarks/pictures.py"
 
 
 def test_an_ablation_has_every_value_in_order_and_the_base_among_them() -> None:

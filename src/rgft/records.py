@@ -28,7 +28,7 @@ PACKAGES = ("rgft", "torch", "transformers", "peft", "accelerate", "datasets", "
 
 def write_run(output_dir: Path, record: dict[str, Any]) -> None:
     """Write the record of a run; values that are not finite become null."""
-    text = json.dumps({"schema": SCHEMA, **_finite(record)}, indent=1, allow_nan=False)
+    text = json.dumps({"schema": SCHEMA, **finite(record)}, indent=1, allow_nan=False)
     write_text_atomically(output_dir / RUN_FILE, text + "\n")
 
 
@@ -127,9 +127,10 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """The same with None for what is no finite number, of which JSON knows none."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -12,12 +12,12 @@ import plotly.graph_objects as go
 
 from rgft.bench.comparisons import Comparison, compare, differences, levers
 from rgft.bench.figures import error_bars
-from rgft.bench.results import Problem, Result, judged_on, shown
+from rgft.bench.results import SPLITS, Problem, Result, judged_on, shown
 from rgft.bench.statistics import interval
 from rgft.bench.table import Table, budget_text, interval_text, spread, with_idle
 from rgft.report.figures import KIND_COLORS
 
-SPLITS = ("validation", "test")
+Place = tuple[str, str, float | str]  # an arm, its base, their budget
 
 
 class Setting(NamedTuple):
@@ -105,27 +105,58 @@ def _in_order(base: Setting, arms: Sequence[Setting]) -> tuple[Setting, ...]:
         return tuple(every)
 
 
-def table(one: Ablation, found: Sequence[Result], compared: Sequence[Comparison]) -> Table:
+def table(one: Ablation, found: Sequence[Result], compared: Mapping[Place, Comparison]) -> Table:
     """Quality at each value, and how far it is from the base's."""
     problems = list(dict.fromkeys(r.problem for r in found if r.arm in _arms(one)))
-    at = {(r.problem, r.arm): r for r in found if r.budget == one.budget}
     rows = []
     for setting in one.settings:
-        here = [at.get((problem, setting.arm)) for problem in problems]
-        scores = ["-" if r is None else spread(r) for r in here]
-        rows.append([setting.label, setting.arm, *scores, *_difference(one, setting, compared)])
+        scores = _scores(found, problems, setting.arm, one.budget, (None,))
+        change = compared.get((setting.arm, one.base, one.budget))
+        rows.append([setting.label, setting.arm, *scores, *_difference(change)])
     header = [one.option, "arm", *(shown(p, found) for p in problems), "difference", "95% interval"]
     caption = (
         f"Headline metric x 100 ({judged_on(found)}), mean ± standard deviation over seeds, "
         f"and the mean difference from {one.base}, paired by task and seed."
     )
-    shown_here = [r for r in at.values() if r.arm in _arms(one)]
+    shown_here = [r for r in found if r.budget == one.budget and r.arm in _arms(one)]
     return Table(one.title, with_idle(caption, shown_here), header, rows)
+
+
+def summary(found: Sequence[Result]) -> Table:
+    """Every ablation in one table, on both splits."""
+    compared = _compared(found)
+    problems = list(dict.fromkeys(r.problem for r in found))
+    rows: dict[Place, list[str]] = {}
+    for one in ablations(found):
+        budget = budget_text(one.budget)
+        base = next(setting for setting in one.settings if setting.arm == one.base)
+        own = _scores(found, problems, one.base, one.budget, SPLITS)
+        rows.setdefault(
+            (one.base, one.base, one.budget), [budget, "-", one.base, *own, *_difference(None), "-"]
+        )
+        for setting in one.settings:
+            place = (setting.arm, one.base, one.budget)
+            change = compared.get(place)
+            if change is not None:
+                before = "" if base.value in (None, setting.value) else f" {base.value}"
+                scores = _scores(found, problems, setting.arm, one.budget, SPLITS)
+                rows[place] = [
+                    budget, f"{one.option}{before} → {setting.label}", setting.arm,
+                    *scores, *_difference(change), str(change.pairs),
+                ]  # fmt: skip
+    names = [f"{shown(problem, found)}, {split}" for problem in problems for split in SPLITS]
+    header = ["budget", "change", "arm", *names, "difference", "95% interval", "pairs"]
+    caption = (
+        "Headline metric x 100, mean ± standard deviation over seeds; mean difference from the "
+        f"arm that is changed ({judged_on(found)}), of pairs of one task and seed, with a 95% "
+        "bootstrap interval over seeds within tasks (too narrow with three of them)."
+    )
+    return Table("All ablations", with_idle(caption, found), header, list(rows.values()))
 
 
 def with_tables(found: Sequence[Result]) -> list[tuple[Ablation, Table]]:
     """Every ablation and its table."""
-    compared = compare(found, levers(found))
+    compared = _compared(found)
     return [(one, table(one, found, compared)) for one in ablations(found)]
 
 
@@ -134,55 +165,30 @@ def all_tables(found: Sequence[Result]) -> list[Table]:
     return [one for _, one in with_tables(found)]
 
 
-def summary(found: Sequence[Result]) -> Table:
-    """Every ablation in one table, on both splits; p is corrected over all of them."""
-    compared = {(c.arm, c.base, c.budget): c for c in compare(found, levers(found))}
-    problems = list(dict.fromkeys(r.problem for r in found))
-    rows: dict[tuple[str, str, float | str], list[str]] = {}
-    for one in ablations(found):
-        base = next(setting for setting in one.settings if setting.arm == one.base)
-        own = _scores(found, problems, one.base, one.budget)
-        rows.setdefault(("", one.base, one.budget), ["-", one.base, *own, "-", "-", "-"])
-        for setting in one.settings:
-            change = compared.get((setting.arm, one.base, one.budget))
-            if change is not None:
-                before = "" if base.value is None else f" {base.value}"
-                scores = _scores(found, problems, setting.arm, one.budget)
-                rows[one.option, setting.arm, one.budget] = [
-                    f"{one.option}{before} → {setting.label}", setting.arm, *scores,
-                    f"{change.difference:+.1f}", interval_text(change.low, change.high),
-                    f"{change.p:.2g}",
-                ]  # fmt: skip
-    names = [f"{shown(problem, found)}, {split}" for problem in problems for split in SPLITS]
-    header = ["change", "arm", *names, "difference", "95% interval", "p"]
-    caption = (
-        "Headline metric x 100, mean ± standard deviation over seeds; mean difference from the "
-        f"arm that is changed ({judged_on(found)}), paired by task and seed."
-    )
-    return Table("Ablations", with_idle(caption, found), header, list(rows.values()))
-
-
-def _scores(
-    found: Sequence[Result], problems: Sequence[Problem], arm: str, budget: float | str
-) -> list[str]:
-    """On each problem and split; a dash where it was not run."""
-    at = {r.problem: r for r in found if (r.arm, r.budget) == (arm, budget)}
-    return [
-        spread(at[problem], split) if problem in at else "-"
-        for problem in problems
-        for split in SPLITS
-    ]
-
-
 def _arms(one: Ablation) -> set[str]:
     return {setting.arm for setting in one.settings}
 
 
-def _difference(one: Ablation, setting: Setting, compared: Sequence[Comparison]) -> list[str]:
-    for c in compared:
-        if (c.arm, c.base, c.budget) == (setting.arm, one.base, one.budget):
-            return [f"{c.difference:+.1f}", interval_text(c.low, c.high)]
-    return ["-", "-"]
+def _compared(found: Sequence[Result]) -> dict[Place, Comparison]:
+    return {(c.arm, c.base, c.budget): c for c in compare(found, levers(found))}
+
+
+def _difference(change: Comparison | None) -> list[str]:
+    if change is None:
+        return ["-", "-"]
+    return [f"{change.difference:+.1f}", interval_text(change.low, change.high)]
+
+
+def _scores(
+    found: Sequence[Result],
+    problems: Sequence[Problem],
+    arm: str,
+    budget: float | str,
+    splits: Sequence[str | None],
+) -> list[str]:
+    """On each problem and split (None: its own); a dash where the arm was not run."""
+    at = {r.problem: r for r in found if (r.arm, r.budget) == (arm, budget)}
+    return [spread(at[p], split) if p in at else "-" for p in problems for split in splits]
 
 
 def figure(one: Ablation, found: Sequence[Result]) -> go.Figure:

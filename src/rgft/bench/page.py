@@ -124,7 +124,7 @@ def ablation_sections(found: Sequence[Result]) -> list[tuple[Table, Panel]]:
     """A table and a figure for every ablation."""
     caption = (
         "Points gained or lost against the same arm without the change, by task; bars are 95% "
-        "bootstrap intervals over seeds, which are too narrow with three of them."
+        "bootstrap intervals over seeds; with three of them that is their range, about a 75% one."
     )
     return [
         (table, panel(ablations.figure(one, found), f"ablation-{number}", one.title, caption, ""))

@@ -14,6 +14,7 @@ from rgft.bench.statistics import cost_to_target
 
 TARGET = 0.99  # of the best mean of full fine-tuning
 REFERENCE = "full"
+SPLITS = ("validation", "test")
 
 
 class Problem(NamedTuple):

@@ -18,7 +18,7 @@ from rgft.bench.comparisons import (
     levers,
     ours_against_others,
 )
-from rgft.bench.results import Result, clock, costs_to_target, judged_on, shown
+from rgft.bench.results import SPLITS, Result, clock, costs_to_target, judged_on, shown
 from rgft.bench.table import (
     IDLE,
     Table,
@@ -138,7 +138,7 @@ def runs(found: Sequence[Result]) -> Table:
     rows = []
     clocks = {r.problem: clock(f for f in found if f.problem == r.problem) for r in found}
     for r in sorted(found, key=lambda r: (r.problem, budget_order(r.budget))):
-        quality = [spread(r, split) for split in ("validation", "test")]
+        quality = [spread(r, split) for split in SPLITS]
         rows.append([shown(r.problem, found), budget_text(r.budget), r.arm, r.sweep,
                      str(len(r.runs)), str(r.failed), *quality, f"{r.share:.3f}",
                      amounts.duration(getattr(r, clocks[r.problem]))])  # fmt: skip
