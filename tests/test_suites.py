@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from rgft.bench.suite import load_suite
 from rgft.bench.workers import Ended
 from rgft.errors import InputError
 from rgft.methods import find_method
+from rgft.tasks import TASKS, load_task
+from rgft.tasks.splitting import fewer_train_rows
 
 SUITES = Path(__file__).parent.parent / "benchmarks" / "suites"
 HEAD = "tasks: [trec]\nseeds: [0, 1]\n"
@@ -23,6 +26,26 @@ def written(folder: Path, text: str) -> Path:
     path = folder / "suite.yaml"
     path.write_text(text, encoding="utf-8")
     return path
+
+
+def test_unseen_rows_are_those_that_no_choice_was_made_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SUITES.parent))
+    unseen = importlib.import_module("unseen")
+    whole = load_task("reviews").splits
+    splits = unseen.load("reviews").splits
+    few = fewer_train_rows(load_task("reviews"), 2000).splits["train"]
+    assert splits["train"]["text"] == few["text"]
+    assert splits["validation"]["text"] == whole["validation"]["text"]
+    test = set(splits["test"]["text"])
+    assert len(test) > 6000 and test < set(whole["train"]["text"])
+    for name in ("train", "validation"):
+        assert not test & set(splits[name]["text"])
+    assert set(splits) == {"train", "validation", "test"}
+    for name, entry in unseen.TASKS.items():
+        monkeypatch.setitem(TASKS, name, entry)
+    suite = load_suite(SUITES / "unseen.yaml")
+    check_arms_differ(suite)
+    assert not set(suite.seeds) & set(load_suite(SUITES / "headline.yaml").seeds)
 
 
 def test_small_is_what_it_promises() -> None:
