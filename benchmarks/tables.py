@@ -1,6 +1,6 @@
-"""Fill the tables of README and docs from records; no number is typed by hand.
+"""Fill the tables of README and docs from records; no number in them is typed by hand.
 
-A page says where a table goes, of which records (one file or several), and which one:
+A page says where a table goes, of which records (a file of them, or several), and which one:
 
     <!-- records: benchmarks/records/comparison.jsonl runs -->
     <!-- /records -->
@@ -52,9 +52,9 @@ def filled(text: str) -> str:
     def table(match: re.Match[str]) -> str:
         paths = [ROOT / path for path in match[2].split()]
         if match[3] == "language-models":
-            content = llm_table.page(llm.read(*paths))
+            content = llm_table.page(llm.read(paths[0]))
         elif match[3] == "gain":
-            content = gain_table.page(read_records(*paths))
+            content = gain_table.page([one for path in paths for one in read_records(path)])
         elif match[3] == "maps":
             several = maps.all_tables(results(load(paths)))
             content = "\n\n".join(one.section("###") for one in several)
