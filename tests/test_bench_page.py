@@ -15,7 +15,7 @@ from PIL import Image
 from rgft.bench.ablations import all_tables as all_ablations
 from rgft.bench.areas import areas
 from rgft.bench.beyond_headline import calibration, other_domains, perplexity
-from rgft.bench.journal import read_records
+from rgft.bench.journal import FILE, read_cells, read_records
 from rgft.bench.page import load, markdown, render
 from rgft.bench.results import costs_to_target, judged_on, results
 from rgft.bench.tables import against_full, leaderboard, lever_table, ours_against, runs
@@ -329,11 +329,30 @@ def test_what_holds_no_records_is_said(tmp_path: Path) -> None:
         load([tmp_path / "x.jsonl"])
 
 
+def test_runs_of_several_recipes_under_one_name_are_told_of() -> None:
+    command = "rgft train --task t --seed {} --lr 1e-4 --budget 0.5"
+    alike = [record("full", s, 0.5, command=command.format(s)) for s in (0, 1)]
+    assert "## Notes" not in markdown(alike)
+    other = record("full", 2, 0.5, command=f"{command.format(2)} --batch-size 8")
+    said = "| t | full at 0.5 | 3 | some of these runs have --batch-size 8, and others not |"
+    assert said in markdown([*alike, other])
+
+
+def test_a_line_that_is_no_record_of_a_cell_is_refused(tmp_path: Path) -> None:
+    whole = json.dumps(next(iter(read_records(RECORDS))))
+    (tmp_path / FILE).write_text(f'{whole}\n{{"a": 1}}\n')
+    with pytest.raises(InputError, match="a record without 'key'"):
+        load([tmp_path])
+    with pytest.raises(InputError, match="line 2 has no 'key'; remove the line"):
+        read_cells(tmp_path / FILE)
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("x = 1", "neither METHODS nor TASKS"),
-        ("METHODS = {'a': 1}", "no dict from names to Method"),
+        ("METHODS = [1]", "no dict from names to Method"),
+        ("METHODS = {'a': 1}", "METHODS has int under 'a'; make it a Method"),
         ("import rgft\nMETHODS = {'full': rgft.METHODS['full']}", "'full', which is there already"),
         ("1 / 0", "ZeroDivisionError"),
     ],

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-from rgft.bench.cells import Cell, cell, check_arms_differ, count, points, settled
+from rgft import extensions
+from rgft.bench.cells import Cell, cell, check_arms_differ, count, key_of, points, settled
 from rgft.bench.journal import FILE, append_record, read_records
 from rgft.bench.running import run_suite
 from rgft.bench.suite import load_suite
 from rgft.bench.workers import Ended
 from rgft.errors import InputError
-from rgft.methods import find_method
+from rgft.extensions import digests, extend
+from rgft.methods import METHODS, Method, find_method
+from rgft.spec import RunSpec
 from rgft.tasks import TASKS, load_task
 from rgft.tasks.splitting import fewer_train_rows
 
@@ -46,6 +50,23 @@ def test_unseen_rows_are_those_that_no_choice_was_made_on(monkeypatch: pytest.Mo
     suite = load_suite(SUITES / "unseen.yaml")
     check_arms_differ(suite)
     assert not set(suite.seeds) & set(load_suite(SUITES / "headline.yaml").seeds)
+
+
+def test_an_edited_method_of_the_users_own_makes_other_cells(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "own.py"
+    path.write_text("from rgft import METHODS as M\nMETHODS = {'edited': M['full']}\n")
+    monkeypatch.setattr("rgft.extensions.TABLES", {"METHODS": ({}, Method)})
+    extend((str(path),))
+    monkeypatch.setitem(METHODS, "edited", METHODS["full"])
+    (digest,) = digests("edited", "trec")
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    specs = [RunSpec(model="minilm", task="trec", method=name) for name in ("edited", "full")]
+    before = [key_of(spec, "m", "t") for spec in specs]
+    monkeypatch.setitem(extensions._DIGESTS, "edited", "as edited")
+    after = [key_of(spec, "m", "t") for spec in specs]
+    assert before[0] != after[0] and before[1] == after[1]
 
 
 def test_small_is_what_it_promises() -> None:

@@ -14,6 +14,7 @@ import click
 
 from rgft.errors import InputError, warn
 from rgft.launch import launched
+from rgft.notes import note
 
 
 def place(text: str) -> Path:
@@ -77,7 +78,7 @@ def bench(  # noqa: PLR0913, PLR0917 - its options
         settled,
         shown_labels,
     )
-    from rgft.bench.journal import FILE, read_records  # noqa: PLC0415
+    from rgft.bench.journal import FILE, read_cells  # noqa: PLC0415
     from rgft.bench.running import outcome, run_suite  # noqa: PLC0415
     from rgft.bench.suite import load_suite  # noqa: PLC0415
 
@@ -86,11 +87,15 @@ def bench(  # noqa: PLR0913, PLR0917 - its options
     check_arms_differ(suite)
     if output_dir.is_file():
         raise InputError(f"{output_dir} is a file; give --output-dir a folder")
-    records = by_key(read_records(output_dir / FILE))
+    records = by_key(read_cells(output_dir / FILE))
     before = outcome(suite, records)
     left = before.total - before.finished - (0 if retry_failed else len(before.failed))
     print(f"{suite.name}: {before.total} cells, {before.finished} finished, "
           f"{len(before.failed)} failed, {left} to run at most")  # fmt: skip
+    others = {r.get("suite") for r in records.values()} - {suite.name}
+    if others:
+        note(f"{output_dir} has records of {', '.join(sorted(map(str, others)))}, too; arms of one "
+             "name are shown as one")  # fmt: skip
     if left:
         from rgft.bench.checks import check_places  # noqa: PLC0415
 
@@ -151,6 +156,8 @@ def report(
 
     check_new_file("--output", output)
     check_new_file("--markdown", markdown)
+    if markdown is not None and markdown.resolve() == output.resolve():
+        raise InputError(f"--output and --markdown are both {output}; give two files")
     records = page.load(places)
     write_text_atomically(output, page.render(records, title or output.stem))
     print(f"page: {output}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ TABLES: Mapping[str, tuple[dict[str, Any], type]] = {
     "TASKS": (TASKS, TaskEntry),
 }
 _LOADED: set[Path] = set()
+_DIGESTS: dict[str, str] = {}  # name of a method or task of the user's -> SHA-256 of its file
 
 
 def extend(files: tuple[str, ...]) -> None:
@@ -38,10 +40,16 @@ def extend(files: tuple[str, ...]) -> None:
             _LOADED.add(path)
 
 
+def digests(*names: str | None) -> list[str]:
+    """SHA-256 of the files that the methods and tasks of these names came from, if they did."""
+    return sorted({_DIGESTS[name] for name in names if name in _DIGESTS})
+
+
 def _add(path: Path) -> None:
     if not path.is_file():
         raise InputError(f"{path} is no file; give --extend a Python file with METHODS or TASKS")
     try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
         found = runpy.run_path(str(path), run_name=path.stem)
     except Exception as error:
         raise InputError(f"{path} fails: {type(error).__name__}: {error}; mend it") from error
@@ -52,14 +60,21 @@ def _add(path: Path) -> None:
         _check(path, name, entries)
     for name, entries in added.items():
         TABLES[name][0].update(entries)
+        _DIGESTS.update(dict.fromkeys(entries, digest))
 
 
 def _check(path: Path, name: str, entries: object) -> None:
     here, kind = TABLES[name]
-    if not isinstance(entries, dict) or not all(isinstance(e, kind) for e in entries.values()):
+    if not isinstance(entries, dict):
         raise InputError(
             f"{path}: {name} is no dict from names to {kind.__name__} values; make it one"
         )
+    for key, entry in entries.items():
+        if not isinstance(entry, kind):
+            raise InputError(
+                f"{path}: {name} has {type(entry).__name__} under {key!r}; make it a "
+                f"{kind.__name__}"
+            )
     taken = sorted(set(entries) & set(here))
     if taken:
         raise InputError(

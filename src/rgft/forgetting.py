@@ -99,9 +99,12 @@ def load_ability(spec: RunSpec, task: TaskData, inputs: Inputs) -> Ability:
         InputError: Nothing can, or the data for it is neither in a folder nor on the hub.
     """
     check_forgetting(spec, task.modality)
-    if isinstance(inputs, TextToTextInputs):
-        return general_text(inputs, load_general_text())
-    return similarity(inputs.processor, spec.max_length, load_task(SIMILARITY))
+    try:
+        if isinstance(inputs, TextToTextInputs):
+            return general_text(inputs, load_general_text())
+        return similarity(inputs.processor, spec.max_length, load_task(SIMILARITY))
+    except InputError as error:
+        raise InputError(f"what --forgetting measures on: {error}") from error
 
 
 def similarity(tokenizer: Any, max_length: int, task: TaskData) -> Ability:

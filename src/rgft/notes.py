@@ -30,28 +30,35 @@ def missed(record: Mapping[str, Any]) -> str:
     ''
     >>> missed({"budget": "0.1", "flops": {"share": 0.25}})[:59]
     'the run spent 25.0% of full fine-tuning, over its budget of'
-    >>> missed({"budget": "0.3", "flops": {"share": 0.08}})[:59]
-    'the run spent 8.0% of full fine-tuning, under its budget of'
+    >>> few = {"budget": "0.3", "flops": {"share": 0.08}, "rows": {"train": 50}, "epochs": 1}
+    >>> missed({**few, "visits": 200})[67:94]
+    'it makes at most 4 passes f'
+    >>> missed({**few, "visits": 32})[67:91]
+    'a run has at least one s'
     """
     if record["budget"] is None:
         return ""
     share, spent = parse_budget(record["budget"]).share, record["flops"]["share"]
     if share is None or abs(spent - share) <= TOLERANCE:
         return ""
-    side, why = (
-        (
-            "over",
-            "a run has at least one step, and ends with a whole one; give a larger --budget, a "
-            "lower --batch-size, or more data",
-        )
-        if spent > share
-        else (
-            "under",
+    side = "over" if spent > share else "under"
+    if side == "under" and _is_at_most_visits(record):
+        why = (
             f"it makes at most {MOST_VISITS} passes for each of --epochs; give more of them, train "
-            "deeper, or give a smaller --budget",
+            "deeper, or give a smaller --budget"
         )
-    )
+    else:
+        why = (
+            "a run has at least one step, and ends with the whole one nearest to it; give a larger "
+            "--budget, a lower --batch-size, or more data"
+        )
     return f"the run spent {spent:.1%} of full fine-tuning, {side} its budget of {share:.1%}: {why}"
+
+
+def _is_at_most_visits(record: Mapping[str, Any]) -> bool:
+    """Whether a run ended in the last of the passes that a budget may buy."""
+    passes = record["visits"] / record["rows"]["train"]
+    return bool(passes > MOST_VISITS * record["epochs"] - 1)
 
 
 def undecided(record: Mapping[str, Any]) -> str:

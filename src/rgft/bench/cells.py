@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from rgft.bench.choice import chosen_rate
 from rgft.bench.suite import NEEDS_BUDGET, SWEEPS, Arm, Budget, Place, Suite, in_suite
 from rgft.errors import InputError
+from rgft.extensions import digests
 from rgft.methods import find_method
 from rgft.settings import method_config
 from rgft.spec import RunSpec, arguments
@@ -97,13 +98,19 @@ def cell(suite: Suite, point: Point, rate: float | None, seed: int) -> Cell:
 
 
 def key_of(spec: RunSpec, model: str, task: str) -> str:
-    """Digest of a run: its options but for defaults; folders by their names in the suite."""
+    """Digest of a run: its options but for defaults; folders by their names in the suite.
+
+    A method or task of the user's own counts with its whole file, so that an edited one is another.
+    """
     named = replace(spec, model=model, task=task, data=None, extend=None)
     values = arguments(named)
     for option in fields(RunSpec):
         default = option.default
         if default is not MISSING and values[option.name] == default:
             del values[option.name]
+    own = digests(spec.method, spec.task)
+    if own:
+        values["extend"] = own
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -21,7 +21,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from rgft.bench.cells import Cell, by_key
-from rgft.bench.journal import FILE, append_record, read_records
+from rgft.bench.journal import FILE, append_record, read_cells
 from rgft.bench.record import record_of_run
 from rgft.bench.suite import in_suite
 from rgft.errors import InputError
@@ -69,7 +69,7 @@ def claim(bench: Path, cell: Cell) -> FileLock:
 
 def has_record(bench: Path, cell: Cell, *, failed_too: bool) -> bool:
     """Whether the cell is settled, as far as the records on disk say now."""
-    record = by_key(read_records(bench / FILE)).get(cell.key)
+    record = by_key(read_cells(bench / FILE)).get(cell.key)
     return record is not None and (failed_too or record["status"] != "failed")
 
 

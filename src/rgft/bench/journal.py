@@ -40,6 +40,20 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def read_cells(path: Path) -> list[dict[str, Any]]:
+    """The same of a file that `rgft bench` has written.
+
+    Raises:
+        InputError: A record tells not which cell it is of, or how it ended.
+    """
+    records = read_records(path)
+    for number, record in enumerate(records, 1):
+        for name in ("key", "status"):
+            if name not in record:
+                raise InputError(f"{path}, line {number} has no {name!r}; remove the line")
+    return records
+
+
 def append_record(path: Path, record: dict[str, Any]) -> None:
     """Adds a line, on disk when this returns; what a crash has torn before it is cut off."""
     line = json.dumps(record, allow_nan=False).encode() + b"\n"

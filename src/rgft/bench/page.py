@@ -14,7 +14,7 @@ from rgft.bench.cells import by_key
 from rgft.bench.figures import MOST_MAPS, error_maps, profile, quality_cost, waterfall
 from rgft.bench.journal import FILE, read_records
 from rgft.bench.record import record_of_run
-from rgft.bench.results import Result, results
+from rgft.bench.results import Result, results, shown
 from rgft.bench.table import Table
 from rgft.bench.tables import all_tables
 from rgft.errors import InputError
@@ -40,12 +40,11 @@ def load(places: Sequence[Path]) -> list[dict[str, Any]]:
 
 
 def _load(place: Path) -> list[dict[str, Any]]:
-    if (place / FILE).is_file():
-        return read_records(place / FILE)
-    if (place / RUN_FILE).is_file():
+    if (place / RUN_FILE).is_file() and not (place / FILE).is_file():
         return [_of_run(place)]
-    if place.is_file():
-        return [_checked(place, record) for record in read_records(place)]
+    file = place if place.is_file() else place / FILE
+    if file.is_file():
+        return [_checked(file, record) for record in read_records(file)]
     raise InputError(
         f"{place} holds no records; give a folder of `rgft bench` ({FILE}) or of `rgft train` "
         f"({RUN_FILE}), or a file of records"
@@ -87,7 +86,12 @@ def render(records: Sequence[Record], title: str) -> str:
         title=title,
         subtitle=f"{len(latest) - len(failed)} finished runs, {len(failed)} failed",
         failed=len(failed),
-        tables=[*all_tables(found), *maps.all_tables(found), *_notes(latest), *_failures(latest)],
+        tables=[
+            *all_tables(found),
+            *maps.all_tables(found),
+            *_notes(latest, found),
+            *_failures(latest),
+        ],
         panels=shown,
         ablations=ablation_sections(found),
         sources=_sources(latest),
@@ -138,20 +142,41 @@ def markdown(records: Sequence[Record]) -> str:
     found = results(latest)
     told = [("##", table) for table in (*all_tables(found), *maps.all_tables(found))]
     told += [("## Ablation:", table) for table in ablations.all_tables(found)]
-    told += [("##", table) for table in (*_notes(latest), *_failures(latest))]
+    told += [("##", table) for table in (*_notes(latest, found), *_failures(latest))]
     return "\n\n".join(table.section(mark) for mark, table in told) + "\n"
 
 
-def _notes(records: Sequence[Record]) -> list[Table]:
-    """A table of what the runs had to say, if they had."""
+def _notes(records: Sequence[Record], found: Sequence[Result]) -> list[Table]:
+    """A table of what the runs had to say, and of what is to be said of them, if anything is."""
     said: dict[tuple[str, str, str], int] = {}
     for record in records:
         for text in record.get("notes", ()):
             key = (str(record["task"]), f"{record['arm']} at {record['budget']}", text)
             said[key] = said.get(key, 0) + 1
+    for result in found:
+        if text := _mixed(result):
+            key = (shown(result.problem, found), f"{result.arm} at {result.budget}", text)
+            said[key] = len(result.runs)
     rows = [[task, arm, str(count), text] for (task, arm, text), count in said.items()]
     header = ["task", "arm and budget", "runs", "note"]
     return [Table("Notes", "What runs warned of.", header, rows)] if rows else []
+
+
+def _mixed(result: Result) -> str:
+    """What to say of runs of one arm that differ in more than their seeds."""
+    recipes = [_recipe(str(run.get("command") or "")) for run in result.runs.values()]
+    apart = sorted({o for one in recipes for o in one if not all(o in r for r in recipes)})
+    return f"some of these runs have {', '.join(apart)}, and others not" if apart else ""
+
+
+def _recipe(command: str) -> set[str]:
+    """The options of a command, but for the seed and the learning rate.
+
+    >>> sorted(_recipe("rgft train --task trec --seed 1 --lr 1e-4 --no-dropout"))
+    ['--no-dropout', '--task trec']
+    """
+    options = {f"--{part.strip()}" for part in f" {command}".split(" --")[1:]}
+    return {option for option in options if not option.startswith(("--seed ", "--lr "))}
 
 
 def _failures(records: Sequence[Record]) -> list[Table]:

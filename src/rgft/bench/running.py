@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rgft.bench.cells import Cell, Record, by_key, count, settled
-from rgft.bench.journal import FILE, append_record, read_records
+from rgft.bench.journal import FILE, append_record, read_cells
 from rgft.bench.suite import Suite
 from rgft.bench.workers import Ended, Workers
 from rgft.report import amounts
@@ -50,7 +50,7 @@ def run_suite(
             pass
     finally:
         workers.stop()
-    return outcome(suite, by_key(read_records(folder / FILE)))
+    return outcome(suite, by_key(read_cells(folder / FILE)))
 
 
 def outcome(suite: Suite, records: dict[str, Record]) -> Outcome:
@@ -70,7 +70,7 @@ class _State:
         self._running: dict[str, Cell] = {}
         self._elsewhere: dict[str, float] = {}
         self._stopped: set[str] = set()
-        records = by_key(read_records(folder / FILE))
+        records = by_key(read_cells(folder / FILE))
         failed = {key for key, record in records.items() if record["status"] == "failed"}
         self._again = failed if retry else set()
         self._due: list[Cell] = []
@@ -105,7 +105,7 @@ class _State:
             self._bytes_read = size
 
     def _records(self) -> dict[str, Record]:
-        records = by_key(read_records(self._folder / FILE))
+        records = by_key(read_cells(self._folder / FILE))
         return {key: record for key, record in records.items() if key not in self._again}
 
     def _note(self, end: Ended) -> None:
