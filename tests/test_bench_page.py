@@ -116,14 +116,18 @@ def test_differences_are_paired_by_seed() -> None:
     ours, theirs = (0.9, 0.5, 0.7), (0.8, 0.4, 0.6)
     records = [record("full", seed, score) for seed, score in enumerate(theirs)]
     records += [record("x", seed, score) for seed, score in enumerate(ours)]
+    for one in records:
+        higher = 0.1 * (one["arm"] == "x") * (one["seed"] + 1)
+        one["metrics"] = {**one["metrics"], "validation": {"accuracy": 0.5 + higher}}
     (row,) = against_full(results(records)).rows
     assert row[:4] == ["0.5", "x", "full", "+10.0"]
-    assert row[4] == "[+10.0, +10.0]" and row[-1] == "too few" and row[5] == "0.25"
+    assert row[4] == "[+10.0, +10.0]" and row[-2] == "too few" and row[5] == "0.25"
+    assert row[-1] == "+20.0 [+10.0, +30.0]"
     six = [
         record(arm, s, 0.5 + s / 100 + (arm == "x") / 10) for arm in ("full", "x") for s in range(6)
     ]
     (row,) = against_full(results(six)).rows
-    assert row[-1] == "better" and row[5] == "0.0312"
+    assert row[-2] == "better" and row[5] == "0.0312"
     twice = six + [{**one, "arm": "y", "key": f"y{one['seed']}"} for one in six[6:]]
     assert [row[-2:] for row in against_full(results(twice)).rows] == [["6", "unsure"]] * 2
     assert ours_against(results(records)).rows == []

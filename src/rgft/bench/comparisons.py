@@ -26,6 +26,7 @@ class Comparison:
         difference: Mean over tasks of the mean over seeds.
         low: Lower end of the bootstrap interval; NaN with a single seed.
         high: Upper end.
+        validation: The difference on the validation split, and its interval.
         p: Of the sign-flip test, adjusted by Holm over all comparisons of the table.
         problems: How many tasks both have.
         pairs: How many tasks and seeds.
@@ -37,6 +38,7 @@ class Comparison:
     difference: float
     low: float
     high: float
+    validation: tuple[float, float, float]
     p: float
     problems: int
     pairs: int
@@ -65,17 +67,24 @@ def compare(found: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> list[C
         for arm, base in pairs:
             groups = list(_differences(at, arm, base).values())
             if groups:
-                low, high = interval(groups)
+                difference, low, high = _mean(groups)
                 told.append(
                     Comparison(
-                        arm, base, budget,
-                        difference=statistics.fmean(statistics.fmean(g) for g in groups),
-                        low=low, high=high, p=paired_p(groups),
+                        arm, base, budget, difference, low, high,
+                        validation=_mean(list(_differences(at, arm, base, "validation").values())),
+                        p=paired_p(groups),
                         problems=len(groups), pairs=sum(map(len, groups)),
                     )
                 )  # fmt: skip
     adjusted = holm([comparison.p for comparison in told])
     return [replace(one, p=p) for one, p in zip(told, adjusted, strict=True)]
+
+
+def _mean(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """The mean over groups of their means, and the ends of its interval; NaN without a group."""
+    if not groups:
+        return math.nan, math.nan, math.nan
+    return (statistics.fmean(statistics.fmean(g) for g in groups), *interval(groups))
 
 
 def against_reference(found: Sequence[Result]) -> list[tuple[str, str]]:
@@ -109,12 +118,12 @@ def differences(
 
 
 def _differences(
-    at: dict[tuple[Problem, str], Result], arm: str, base: str
+    at: dict[tuple[Problem, str], Result], arm: str, base: str, split: str | None = None
 ) -> dict[Problem, list[float]]:
     groups = {}
     for (problem, name), result in at.items():
         if name == arm and (problem, base) in at:
-            ours, theirs = result.scores(), at[problem, base].scores()
+            ours, theirs = result.scores(split), at[problem, base].scores(split)
             shared = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
             if shared:
                 groups[problem] = shared

@@ -95,9 +95,13 @@ def _compared(title: str, comparisons: Sequence[Comparison], found: Sequence[Res
         "Difference in points, paired by task and seed; 95% bootstrap interval over seeds within "
         "tasks (too narrow with three of them); p of the sign-flip test, corrected by Holm over "
         f"the table. Fewer than {LEAST_PAIRS} pairs, or one of a task alone, are too few to tell; "
-        f"a tie is an interval that holds 0; unsure is one that does not, with p above {SURE}."
+        f"a tie is an interval that holds 0; unsure is one that does not, with p above {SURE}. "
+        "On the validation split arms with several rates were chosen."
     )
-    header = ["budget", "arm", "against", "difference", "95% interval", "p", "tasks", "pairs", ""]
+    header = [
+        *("budget", "arm", "against", "difference", "95% interval", "p", "tasks", "pairs"),
+        *("verdict", "on validation"),
+    ]
     rows = [
         [
             budget_text(c.budget),
@@ -105,10 +109,18 @@ def _compared(title: str, comparisons: Sequence[Comparison], found: Sequence[Res
             *(c.base, f"{c.difference:+.1f}"),
             interval_text(c.low, c.high),
             *(f"{c.p:.3g}", str(c.problems), str(c.pairs), c.verdict),
+            _on_validation(*c.validation),
         ]
         for c in comparisons
     ]
     return Table(title, with_idle(caption, found), header, rows)
+
+
+def _on_validation(difference: float, low: float, high: float) -> str:
+    if math.isnan(difference):
+        return "-"
+    ends = "" if math.isnan(low) else f" {interval_text(low, high)}"
+    return f"{difference:+.1f}{ends}"
 
 
 def targets(found: Sequence[Result]) -> Table:
@@ -129,7 +141,7 @@ def targets(found: Sequence[Result]) -> Table:
         "ratio to the cheapest of the other arms. Seconds are the processor's where all of a task "
         "have them."
     )
-    header = ["task", "arm", "FLOPs", "ratio", "seconds", "ratio "]
+    header = ["task", "arm", "FLOPs", "ratio of FLOPs", "seconds", "ratio of seconds"]
     return Table("Cost to target", caption, header, rows)
 
 
