@@ -162,7 +162,7 @@ def report(
     write_text_atomically(output, page.render(records, title or output.stem))
     print(f"page: {output}")
     if markdown is not None:
-        write_text_atomically(markdown, page.markdown(records))
+        write_text_atomically(markdown, page.markdown(records, title or output.stem))
         print(f"tables: {markdown}")
 
 

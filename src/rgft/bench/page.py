@@ -84,7 +84,7 @@ def render(records: Sequence[Record], title: str) -> str:
     failed = [record for record in latest if record["status"] == "failed"]
     return template("bench.html.jinja").render(
         title=title,
-        subtitle=f"{len(latest) - len(failed)} finished runs, {len(failed)} failed",
+        subtitle=_counted(latest),
         failed=len(failed),
         tables=[
             *all_tables(found),
@@ -136,14 +136,20 @@ def ablation_sections(found: Sequence[Result]) -> list[tuple[Table, Panel]]:
     ]
 
 
-def markdown(records: Sequence[Record]) -> str:
+def markdown(records: Sequence[Record], title: str = "Results") -> str:
     """The tables as Markdown, those of failed cells at the end."""
     latest = list(by_key(list(map(dict, records))).values())
     found = results(latest)
+    head = f"# {title}\n\n{_counted(latest)}; {'; '.join(map(': '.join, _sources(latest)))}.\n\n"
     told = [("##", table) for table in (*all_tables(found), *maps.all_tables(found))]
     told += [("## Ablation:", table) for table in ablations.all_tables(found)]
     told += [("##", table) for table in (*_notes(latest, found), *_failures(latest))]
-    return "\n\n".join(table.section(mark) for mark, table in told) + "\n"
+    return head + "\n\n".join(table.section(mark) for mark, table in told) + "\n"
+
+
+def _counted(records: Sequence[Record]) -> str:
+    failed = sum(record["status"] == "failed" for record in records)
+    return f"{len(records) - failed} finished runs, {failed} failed"
 
 
 def _notes(records: Sequence[Record], found: Sequence[Result]) -> list[Table]:

@@ -129,7 +129,9 @@ class _State:
         left = time_left([records[c.key] for c in done], count(self._suite), self._workers.slots)
         ahead = f"; about {amounts.duration(left)} left" if left else ""
         place = f"[{len(done)}/{count(self._suite)}]"
-        self._say(f"{place} {end.cell}: {told(records[key])}{ahead}")
+        log = self._folder / "logs" / f"{key}.txt"
+        printed = f"; see {log}" if log.exists() and records[key]["status"] == "failed" else ""
+        self._say(f"{place} {end.cell}: {told(records[key])}{printed}{ahead}")
 
 
 def told(record: Record) -> str:

@@ -108,6 +108,9 @@ def load_suite(path: Path, extend: tuple[str, ...] = ()) -> Suite:
         InputError: Something in it is not known or not allowed; one line says what and where.
     """
     values = read_yaml(path)
+    for key in values:
+        if key in OPTIONS:
+            raise InputError(f"{path}: {key} is an option of runs; put it into options, or an arm")
     check_keys(str(path), values, KEYS)
     for key in ("tasks", "arms", "seeds"):
         if key not in values:
@@ -220,7 +223,12 @@ def _task(folder: Path, base: Mapping[str, Any], value: Any) -> Place:
     if where is None and "data" in values:
         raise InputError(f"task {name}: there is no folder {folder / values['data']}; name one")
     if where is None:
-        raise unknown("task", name, TASKS, f", or a folder relative to {folder}")
+        raise unknown(
+            "task",
+            name,
+            TASKS,
+            f", one of a file given with --extend, or a folder relative to {folder}",
+        )
     return Place(name, {**options, "data": where})
 
 

@@ -18,7 +18,16 @@ from rgft.bench.comparisons import (
     levers,
     ours_against_others,
 )
-from rgft.bench.results import SPLITS, Result, clock, costs_to_target, judged_on, shown
+from rgft.bench.results import (
+    REFERENCE,
+    SPLITS,
+    TARGET,
+    Result,
+    clock,
+    costs_to_target,
+    judged_on,
+    shown,
+)
 from rgft.bench.table import (
     IDLE,
     Table,
@@ -126,6 +135,11 @@ def _on_validation(difference: float, low: float, high: float) -> str:
 def targets(found: Sequence[Result]) -> Table:
     """What each arm needs for 99% of the best of full fine-tuning, relative to the cheapest."""
     told = {cost: costs_to_target(found, cost) for cost in ("flops", "seconds")}
+    wanted: dict[str, float] = {}
+    for r in found:
+        if r.arm == REFERENCE:
+            name = shown(r.problem, found)
+            wanted[name] = max(TARGET * r.mean, wanted.get(name, -math.inf))
     rows = []
     for problem, arms in told["flops"].items():
         for arm in arms:
@@ -134,14 +148,14 @@ def targets(found: Sequence[Result]) -> Table:
                 costs = told[cost][problem]
                 rest = min((c for name, c in costs.items() if name != arm), default=math.inf)
                 cells += [_amount(cost, costs[arm]), _ratio(costs[arm], rest)]
-            rows.append([problem, arm, *cells])
+            rows.append([problem, _points(wanted[problem]), arm, *cells])
     caption = (
-        f"The least that was run to reach 99% of full fine-tuning's best mean "
-        f"({judged_on(found)}), and its "
+        f"The least that was run to reach the target, 99% of full fine-tuning's best mean, at "
+        f"whatever budget ({judged_on(found)}), and its "
         "ratio to the cheapest of the other arms. Seconds are the processor's where all of a task "
         "have them."
     )
-    header = ["task", "arm", "FLOPs", "ratio of FLOPs", "seconds", "ratio of seconds"]
+    header = ["task", "target", "arm", "FLOPs", "ratio of FLOPs", "seconds", "ratio of seconds"]
     return Table("Cost to target", caption, header, rows)
 
 
