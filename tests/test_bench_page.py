@@ -18,7 +18,7 @@ from rgft.bench.beyond_headline import calibration, other_domains, perplexity
 from rgft.bench.journal import FILE, read_cells, read_records
 from rgft.bench.page import load, markdown, render
 from rgft.bench.results import costs_to_target, judged_on, results
-from rgft.bench.tables import against_full, leaderboard, lever_table, ours_against, runs
+from rgft.bench.tables import against_full, leaderboard, lever_table, ours_against, runs, targets
 from rgft.errors import InputError
 from rgft.extensions import extend
 
@@ -129,7 +129,7 @@ def test_differences_are_paired_by_seed() -> None:
     (row,) = against_full(results(six)).rows
     assert row[-2] == "better" and row[5] == "0.0312"
     twice = six + [{**one, "arm": "y", "key": f"y{one['seed']}"} for one in six[6:]]
-    assert [row[-2:] for row in against_full(results(twice)).rows] == [["6", "unsure"]] * 2
+    assert [row[-3:-1] for row in against_full(results(twice)).rows] == [["6", "unsure"]] * 2
     assert ours_against(results(records)).rows == []
     records += [record("rgft", seed, score + 0.2) for seed, score in enumerate(theirs)]
     rows = ours_against(results(records)).rows
@@ -145,6 +145,13 @@ def test_target_is_99_percent_of_the_best_of_full() -> None:
     ]
     costs = costs_to_target(results(records), "flops")["t"]
     assert costs == {"full": 10.0, "x": 3.0, "y": float("inf")}
+    shown = targets(results(records)).rows
+    assert [row[:5] for row in shown] == [
+        ["t", "89.1", "full", "10 FLOP", "3.33"],
+        ["t", "89.1", "x", "3 FLOP", "0.30"],
+        ["t", "89.1", "y", "not reached", "-"],
+    ]
+    assert markdown(records, "mine").startswith("# mine\n\n")
 
 
 def ablated(option: str, value: Any, seed: int, score: float, **changed: Any) -> dict[str, Any]:

@@ -129,6 +129,7 @@ def test_an_arm_runs_on_the_tasks_that_it_names(tmp_path: Path) -> None:
         (HEAD + "arms: {}\n", "arms is empty"),
         (HEAD + "arm: {full: {}}\n", "did you mean 'arms'"),
         (HEAD + "arms:\n  full: {}\n  full: {}\n", "line 5: the key 'full' is there twice"),
+        (HEAD + "arms: {full: {}}\nforgetting: true\n", "forgetting is an option of runs; put it"),
         (HEAD + "arms: {ful: {}}\n", "unknown method 'ful' (did you mean 'full'?)"),
         (HEAD + "arms: {full: {batchsize: 8}}\n", "did you mean 'batch_size'"),
         (HEAD + "arms: {full: {batch_size: 0}}\n", "batch_size is 0"),
