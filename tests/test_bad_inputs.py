@@ -236,6 +236,10 @@ COMMANDS: dict[str, tuple[list[str], str]] = {
     "file of a model to inspect": (["inspect", "--model", __file__], "is a file; give the folder"),
     "nothing to report": (["report", "none", "--output", "x.html"], "none holds no records"),
     "report is a folder": (["report", "none", "--output", "."], ". is a folder; give --output a"),
+    "one file for two": (
+        ["report", "x", "--output", "x.md", "--markdown", "x.md"],
+        "--output and --markdown are both x.md; give two files",
+    ),
     "no folder of a report": (["report", "x", "--output", "a/x.html"], "there is no folder a;"),
     "empty name of a report": (["report", "x", "--output", ""], "it is empty; give a path"),
     "tables are a folder": (["maps", "none", "--markdown", "."], ". is a folder; give --markdown"),

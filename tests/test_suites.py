@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,14 @@ def test_an_edited_method_of_the_users_own_makes_other_cells(
     monkeypatch.setitem(extensions._DIGESTS, "edited", "as edited")
     after = [key_of(spec, "m", "t") for spec in specs]
     assert before[0] != after[0] and before[1] == after[1]
+
+
+def test_commands_about_suites_are_there_before_what_takes_seconds_to_import() -> None:
+    script = "import sys, rgft.bench_commands; print(sorted(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE)
+    assert b"'rgft.bench_commands'" in done.stdout
+    for module in (b"'transformers'", b"'rgft.survey'", b"'plotly'"):
+        assert module not in done.stdout
 
 
 def test_small_is_what_it_promises() -> None:

@@ -14,7 +14,6 @@ import click
 
 from rgft.errors import InputError, warn
 from rgft.launch import launched
-from rgft.notes import note
 
 
 def place(text: str) -> Path:
@@ -94,8 +93,8 @@ def bench(  # noqa: PLR0913, PLR0917 - its options
           f"{len(before.failed)} failed, {left} to run at most")  # fmt: skip
     others = {r.get("suite") for r in records.values()} - {suite.name}
     if others:
-        note(f"{output_dir} has records of {', '.join(sorted(map(str, others)))}, too; arms of one "
-             "name are shown as one")  # fmt: skip
+        names = ", ".join(sorted(map(str, others)))
+        warn(f"{output_dir} has records of {names}, too; arms of one name are shown as one")
     if left:
         from rgft.bench.checks import check_places  # noqa: PLC0415
 

@@ -67,11 +67,12 @@ def compare(found: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> list[C
         for arm, base in pairs:
             groups = list(_differences(at, arm, base).values())
             if groups:
-                difference, low, high = _mean(groups)
+                difference, low, high = _with_interval(groups)
+                chosen_on = _differences(at, arm, base, "validation")
                 told.append(
                     Comparison(
                         arm, base, budget, difference, low, high,
-                        validation=_mean(list(_differences(at, arm, base, "validation").values())),
+                        validation=_with_interval(list(chosen_on.values())),
                         p=paired_p(groups),
                         problems=len(groups), pairs=sum(map(len, groups)),
                     )
@@ -80,7 +81,7 @@ def compare(found: Sequence[Result], pairs: Sequence[tuple[str, str]]) -> list[C
     return [replace(one, p=p) for one, p in zip(told, adjusted, strict=True)]
 
 
-def _mean(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+def _with_interval(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     """The mean over groups of their means, and the ends of its interval; NaN without a group."""
     if not groups:
         return math.nan, math.nan, math.nan

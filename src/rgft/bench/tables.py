@@ -150,7 +150,7 @@ def targets(found: Sequence[Result]) -> Table:
                 cells += [_amount(cost, costs[arm]), _ratio(costs[arm], rest)]
             rows.append([problem, _points(wanted[problem]), arm, *cells])
     caption = (
-        f"The least that was run to reach the target, 99% of full fine-tuning's best mean, at "
+        "The least that was run to reach the target, 99% of full fine-tuning's best mean, at "
         f"whatever budget ({judged_on(found)}), and its "
         "ratio to the cheapest of the other arms. Seconds are the processor's where all of a task "
         "have them."
