@@ -29,12 +29,13 @@ def build(folder: Path, text: str | None = None) -> Path:
 
 
 def bench(suite: Path, output: Path, *options: str) -> subprocess.Popen[str]:
-    """`rgft bench` in a process of its own."""
+    """`rgft bench` in a process of its own, from the suite's folder."""
     command = [sys.executable, "-m", "rgft.cli", "bench", str(suite), "--output-dir", str(output)]
     environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false"}
     return subprocess.Popen(
         [*command, *options],
         env=environment,
+        cwd=suite.parent,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

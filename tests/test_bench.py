@@ -91,13 +91,16 @@ def test_records_have_what_they_promise(finished: Path) -> None:
     for record in read_records(finished / "out" / FILE):
         assert [name for name in promised if name not in record] == []
         assert record["hardware"]["threads"] == 1
+        assert record["command"].startswith("rgft train --model model --data data --method ")
+        assert record["chance"].keys() == record["metrics"].keys()
 
 
 def test_a_second_call_runs_nothing(finished: Path) -> None:
     before = (finished / "out" / FILE).read_bytes()
     same = shutil.copy(finished / "tiny.yaml", finished / "a suite.yaml")
-    code, out, _ = whole(same, finished / "out")
+    code, out, err = whole(same, finished / "out")
     assert code == 0 and "10 finished" in out and "[" not in out
+    assert f"{finished / 'out'} has records of tiny, too" in err
     _, _, advice = out.strip().partition("see it with: ")
     assert shlex.split(advice)[2:] == [str(finished / "out"), "--output", "a suite.html"]
     assert (finished / "out" / FILE).read_bytes() == before
@@ -132,9 +135,11 @@ def test_ray_gives_the_same_records(finished: Path) -> None:
 def test_a_failed_cell_is_recorded_and_left_until_asked(tmp_path: Path) -> None:
     text = SUITE.replace("witness: {}", "full: {keep_layers: 9}").replace("1.0e-3, 3.0e-3", "1e-3")
     suite = build(tmp_path, text.replace("[0, 1, 2]", "[0]"))
-    code, _, err = whole(suite, tmp_path / "out")
+    code, out, err = whole(suite, tmp_path / "out")
     (record,) = read_records(tmp_path / "out" / FILE)
     assert code == 1 and record["status"] == "failed" and record["reason"] in err
+    log = tmp_path / "out" / "logs" / f"{record['key']}.txt"
+    assert f"; see {log}" in out and "Traceback" in log.read_text(encoding="utf-8")
     code, out, _ = whole(suite, tmp_path / "out")
     assert code == 1 and "0 to run" in out
     assert len(read_records(tmp_path / "out" / FILE)) == 1

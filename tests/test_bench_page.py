@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from rgft.bench.ablations import all_tables as all_ablations
+from rgft.bench.ablations import with_tables
 from rgft.bench.areas import areas
 from rgft.bench.beyond_headline import calibration, other_domains, perplexity
 from rgft.bench.journal import FILE, read_cells, read_records
@@ -154,6 +154,42 @@ def test_target_is_99_percent_of_the_best_of_full() -> None:
     assert markdown(records, "mine").startswith("# mine\n\n")
 
 
+def test_what_is_no_better_than_chance_is_marked_and_sets_no_target() -> None:
+    known = {"rows": {"train": 9, "validation": 900, "test": 900}, "chance": {"test": 0.5}}
+    records = [record("full", seed, 0.5, **known) for seed in (0, 1)]
+    records += [record("x", 0, 0.53, **known), record("y", 0, 0.54, **known)]
+    found = results(records)
+    assert {row[1]: row[2] for row in leaderboard(found).rows} == {
+        "full": "50.0 ± 0.0 (chance)",
+        "x": "53.0 (chance)",
+        "y": "54.0",
+    }
+    assert "ignores its input" in leaderboard(found).caption
+    assert "ignores its input" not in against_full(found).caption
+    assert costs_to_target(found, "flops") == {} and targets(found).rows == []
+    validation = {row[2]: row[6] for row in runs(found).rows}
+    assert validation == {"full": "50.0 ± 0.0", "x": "53.0", "y": "54.0"}
+    older = [record(arm, 0, 0.5, rows=known["rows"]) for arm in ("full", "x")]
+    assert not any(result.at_chance for result in results(older))
+    scores = {"metric": "matthews_correlation", "rows": known["rows"]}
+    for value, told in ((0.066, True), (0.067, False)):
+        split = {"matthews_correlation": value}
+        metrics = {"validation": split, "test": split}
+        (one,) = results([record("x", 0, 0, metrics=metrics, **scores)])
+        assert one.at_chance is told
+
+
+def test_rates_of_what_writes_are_chosen_by_loss() -> None:
+    def at(rate: float, score: float, loss: float | None) -> dict[str, Any]:
+        split = {"accuracy": score, "loss": loss, "perplexity": 2.0}
+        return record("x", 0, 0, rate=rate, metrics={"validation": split, "test": split})
+
+    (one,) = results([at(1e-4, 0.9, 2.5), at(2e-4, 0.1, 2.4), at(4e-4, 0.5, None)])
+    assert one.rate == 2e-4 and one.mean == 0.1
+    (one,) = results([at(1e-4, 0.9, None), at(2e-4, 0.1, None)])
+    assert one.rate == 1e-4
+
+
 def ablated(option: str, value: Any, seed: int, score: float, **changed: Any) -> dict[str, Any]:
     changes = {"settings": {option: value}}
     return record(f"{option}-{value}", seed, score, extends="rgft", changes=changes, **changed)
@@ -217,7 +253,7 @@ def test_an_ablation_has_every_value_in_order_and_the_base_among_them() -> None:
     records += [ablated("p", "inf", 0, 0.5)]
     several = {"extends": "rgft", "changes": {"batch_size": 8, "dropout": False}}
     records += [record("other", 0, 0.5, **several)]
-    beta, p = all_ablations(results(records))
+    beta, p = (table for _, table in with_tables(results(records)))
     assert beta.title == "beta, from rgft at budget 0.5"
     assert [row[:2] for row in beta.rows] == [
         ["0", "beta-0"],
@@ -229,14 +265,15 @@ def test_an_ablation_has_every_value_in_order_and_the_base_among_them() -> None:
     ]  # fmt: skip
     assert [row[0] for row in p.rows] == ["2", "inf"]
     page = render(records, "ablations")
-    assert page.count("Ablation: ") == 2 and "## Ablation: beta, from rgft" in markdown(records)
+    assert page.count("Ablation: ") == 2
+    assert "| 0.5 | beta 0.9 → 0 | beta-0 | " in markdown(records).split("## Ablations\n")[1]
 
 
 def test_values_of_an_ablation_may_be_lists() -> None:
     changes = {"text_columns": ["premise", "question"]}
     records = [record("full", 0, 0.5)]
     records += [record("pairs", s, 0.7, extends="full", changes=changes) for s in (0, 1)]
-    (one,) = all_ablations(results(records))
+    ((_, one),) = with_tables(results(records))
     assert [row[:2] for row in one.rows] == [
         ["as in full", "full"], ["['premise', 'question']", "pairs"],
     ]  # fmt: skip
@@ -245,13 +282,13 @@ def test_values_of_an_ablation_may_be_lists() -> None:
 
 def test_what_the_base_has_is_said_only_where_records_say_it() -> None:
     records = [record("rgft", 0, 0.5), ablated("beta", 0, 0, 0.4)]
-    (one,) = all_ablations(results(records))
+    ((_, one),) = with_tables(results(records))
     assert [row[0] for row in one.rows] == ["as in rgft", "0"]
     for other, said in ((8, "8"), (16, "as in rgft")):  # a survey may choose by task
         records = [record("rgft", 0, 0.5, batch_size=8)]
         records += [record("rgft", 0, 0.5, batch_size=other, task="u", key="u")]
         records += [record("large", 0, 0.5, extends="rgft", changes={"batch_size": 32})]
-        (one,) = all_ablations(results(records))
+        ((_, one),) = with_tables(results(records))
         assert [row[0] for row in one.rows] == [said, "32"]
 
 

@@ -66,9 +66,10 @@ def test_an_edited_method_of_the_users_own_makes_other_cells(
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
     specs = [RunSpec(model="minilm", task="trec", method=name) for name in ("edited", "full")]
     before = [key_of(spec, "m", "t") for spec in specs]
-    monkeypatch.setitem(extensions._DIGESTS, "edited", "as edited")
+    monkeypatch.setitem(extensions._DIGESTS, ("METHODS", "edited"), "as edited")
     after = [key_of(spec, "m", "t") for spec in specs]
     assert before[0] != after[0] and before[1] == after[1]
+    assert digests("full", "edited") == []  # a task of that name is another thing
 
 
 def test_commands_about_suites_are_there_before_what_takes_seconds_to_import() -> None:

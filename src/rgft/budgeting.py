@@ -9,7 +9,6 @@ from dataclasses import replace
 from itertools import takewhile
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,7 +34,6 @@ from rgft.stages import Yardstick
 from rgft.structure.cutting import can_cut, keep_layers
 from rgft.survey import Survey, survey
 from rgft.tasks import TaskData
-from rgft.text_metrics import commonest_answer
 
 STANDARD_BATCH = 32  # samples a step of the full fine-tuning that a budget is a share of
 MOST_VISITS = 4  # epochs a budget may buy for each epoch of full fine-tuning
@@ -212,20 +210,13 @@ def task_yardstick(task: TaskData, rows: int | None = None) -> Yardstick:
         InputError: The split cannot tell one model from another.
     """
     labels = task.splits["validation"][task.label_column][:]
-    if task.kind == "generation":
-        known = task.metric == "exact_match"
-        written = min(len(labels), rows or len(labels))
-        return Yardstick(task.metric, written, commonest_answer(labels) if known else None)
-    if len(set(labels)) < 2:
+    if task.kind != "generation" and len(set(labels)) < 2:
         raise InputError(
             f"the validation split has {len(set(labels))} different labels, so that --budget auto "
             "cannot see what compute buys; give a validation split with 2 or more, or a budget "
             "such as 0.3"
         )
-    if task.kind == "regression":
-        chance = metrics.compute(task.kind, np.zeros(len(labels)), labels)[task.metric]
-    else:
-        answer = np.zeros((len(labels), task.num_labels))
-        answer[:, np.bincount(labels).argmax()] = 1.0
-        chance = metrics.compute(task.kind, answer, labels)[task.metric]
-    return Yardstick(task.metric, len(labels), chance)
+    judged = len(labels)
+    if task.kind == "generation":
+        judged = min(judged, rows or judged)
+    return Yardstick(task.metric, judged, metrics.chance(task.kind, task.metric, labels))

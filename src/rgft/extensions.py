@@ -17,7 +17,7 @@ TABLES: Mapping[str, tuple[dict[str, Any], type]] = {
     "TASKS": (TASKS, TaskEntry),
 }
 _LOADED: set[Path] = set()
-_DIGESTS: dict[str, str] = {}  # name of a method or task of the user's -> SHA-256 of its file
+_DIGESTS: dict[tuple[str, str], str] = {}  # table and name of the user's -> SHA-256 of its file
 
 
 def extend(files: tuple[str, ...]) -> None:
@@ -40,9 +40,10 @@ def extend(files: tuple[str, ...]) -> None:
             _LOADED.add(path)
 
 
-def digests(*names: str | None) -> list[str]:
-    """SHA-256 of the files that the methods and tasks of these names came from, if they did."""
-    return sorted({_DIGESTS[name] for name in names if name in _DIGESTS})
+def digests(method: str, task: str | None) -> list[str]:
+    """SHA-256 of the files that this method and this task came from, if they came from any."""
+    places = (("METHODS", method), ("TASKS", task or ""))
+    return sorted({_DIGESTS[place] for place in places if place in _DIGESTS})
 
 
 def _add(path: Path) -> None:
@@ -60,7 +61,7 @@ def _add(path: Path) -> None:
         _check(path, name, entries)
     for name, entries in added.items():
         TABLES[name][0].update(entries)
-        _DIGESTS.update(dict.fromkeys(entries, digest))
+        _DIGESTS.update({(name, entry): digest for entry in entries})
 
 
 def _check(path: Path, name: str, entries: object) -> None:

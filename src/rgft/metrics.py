@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ from scipy import special, stats
 from sklearn import metrics as sklearn_metrics
 
 from rgft.tasks.task import Kind
-from rgft.text_metrics import JUDGES
+from rgft.text_metrics import JUDGES, commonest_answer
 
 METRICS: dict[Kind, tuple[str, ...]] = {
     "classification": ("accuracy", "f1_macro", "matthews_correlation", "calibration_error"),
@@ -71,6 +72,24 @@ def compute(kind: Kind, predictions: npt.ArrayLike, labels: npt.ArrayLike) -> di
             f"least one row"
         )
     return _regression(values, targets)
+
+
+def chance(kind: Kind, metric: str, labels: Sequence[Any]) -> float | None:
+    """The metric of the best answer that ignores its input; None where it is not known.
+
+    That is the commonest class, a constant, or the commonest final answer; of ROUGE it is unknown.
+
+    >>> chance("classification", "accuracy", [0, 1, 1, 1]), chance("generation", "rougeL", [["a"]])
+    (0.75, None)
+    """
+    if kind == "generation":
+        return commonest_answer(labels) if metric == "exact_match" else None
+    if kind == "regression":
+        return compute(kind, np.zeros(len(labels)), labels)[metric]
+    counts = np.bincount(labels)
+    answer = np.zeros((len(labels), len(counts)))
+    answer[:, counts.argmax()] = 1.0
+    return compute(kind, answer, labels)[metric]
 
 
 def _classification(logits: _Floats, labels: _Ints) -> dict[str, float]:

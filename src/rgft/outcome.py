@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from rgft import records
+from rgft import metrics, records
 from rgft.integrations.transformers import RGFTCallback
 from rgft.launch import Launch
 from rgft.preparation import Prepared
 from rgft.recorder import RunRecorder, strip
 from rgft.run_trainer import RunTrainer
 from rgft.spending import Spending
+from rgft.tasks import TaskData
 
 TIMES = ("train", "processor", "overhead", "evaluate")
 
@@ -39,6 +41,7 @@ def outcome(
         "idle": _idle(prepared, guidance),
         "budget_auto": stage_record(spending) if prepared.auto and spending else None,
         "metrics": results,
+        "chance": _chance(prepared.task, results),
         "history": recorder.history,
         "train_loss": recorder.train_loss,
         "flops": {"spent": spent, "full": full, "share": spent / full},
@@ -64,6 +67,12 @@ def outcome(
 def stage_record(spending: Spending) -> dict[str, Any]:
     """The stages of a run that found its own budget, and which of them its model is of."""
     return {"stages": [asdict(stage) for stage in spending.stages], "chosen": spending.best}
+
+
+def _chance(task: TaskData, splits: Iterable[str]) -> dict[str, float | None]:
+    """The headline metric by split of an answer that ignores its input; None where unknown."""
+    labels = {split: task.splits[split][task.label_column][:] for split in splits}
+    return {split: metrics.chance(task.kind, task.metric, of) for split, of in labels.items()}
 
 
 def _most(held: int | None, launch: Launch) -> int | None:

@@ -8,7 +8,8 @@ import json
 import math
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from rgft.errors import InputError
@@ -210,6 +211,24 @@ def command(spec: RunSpec) -> str:
             text = join_columns(value) if isinstance(value, tuple) else str(value)
             parts += [f"--{option.name.replace('_', '-')}", text]
     return shlex.join(parts)
+
+
+def relative_to(folder: Path, spec: RunSpec) -> RunSpec:
+    """The spec with what lies below `folder` by paths from there: a command for other machines.
+
+    >>> spec = RunSpec(data="/here/rows", extend=("/here/own.py", "/there/other.py"))
+    >>> near = relative_to(Path("/here"), spec)
+    >>> near.data, near.extend
+    ('rows', ('own.py', '/there/other.py'))
+    """
+
+    def near(path: str) -> str:
+        below = Path(path).is_relative_to(folder)
+        return Path(path).relative_to(folder).as_posix() if below else path
+
+    data = None if spec.data is None else near(spec.data)
+    files = None if spec.extend is None else tuple(map(near, spec.extend))
+    return replace(spec, model=near(spec.model), data=data, extend=files)
 
 
 def join_columns(names: tuple[str, ...]) -> str:

@@ -85,6 +85,20 @@ class Yardstick:
             return math.inf
         return over - value if self.lower_is_better else value - over
 
+    def at_chance(self, value: float) -> bool:
+        """Whether `value` is no better than chance, within two standard errors.
+
+        Where chance is not known, whether it is not finite.
+
+        >>> accuracy = Yardstick("accuracy", rows=900, chance=0.5)
+        >>> accuracy.at_chance(0.53), accuracy.at_chance(0.54)
+        (True, False)
+        """
+        if self.chance is None:
+            return not math.isfinite(value)
+        margin = ABOVE_CHANCE / GAIN * self.threshold(self.chance)
+        return self.gain(value, self.chance) <= margin
+
 
 def best_stage(values: Sequence[float], yardstick: Yardstick) -> int:
     """Position of the best value, the latest among equals.
@@ -115,7 +129,7 @@ def worth_going_on(values: Sequence[float], yardstick: Yardstick) -> bool:
     [True, True, False]
     """
     best = values[best_stage(values, yardstick)]
-    if _at_chance(best, yardstick):
+    if yardstick.at_chance(best):
         return True
     bounded = yardstick.rows and yardstick.metric in STANDARD_ERRORS  # 1 is the best there is
     if bounded and 1.0 - best <= yardstick.threshold(best):
@@ -126,10 +140,3 @@ def worth_going_on(values: Sequence[float], yardstick: Yardstick) -> bool:
         gained.append(yardstick.gain(values[index], before) > yardstick.threshold(before))
     patience = PATIENCE if yardstick.chance is None else 1
     return len(gained) < patience or any(gained[-patience:])
-
-
-def _at_chance(value: float, yardstick: Yardstick) -> bool:
-    if yardstick.chance is None:
-        return not math.isfinite(value)
-    margin = ABOVE_CHANCE / GAIN * yardstick.threshold(yardstick.chance)
-    return yardstick.gain(value, yardstick.chance) <= margin

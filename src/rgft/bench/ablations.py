@@ -14,7 +14,7 @@ from rgft.bench.comparisons import Comparison, compare, differences, levers
 from rgft.bench.figures import error_bars
 from rgft.bench.results import SPLITS, Problem, Result, judged_on, shown
 from rgft.bench.statistics import interval
-from rgft.bench.table import Table, budget_text, interval_text, spread, with_idle
+from rgft.bench.table import Table, budget_text, interval_text, spread, with_marks
 from rgft.report.figures import KIND_COLORS
 
 Place = tuple[str, str, float | str]  # an arm, its base, their budget
@@ -119,7 +119,7 @@ def table(one: Ablation, found: Sequence[Result], compared: Mapping[Place, Compa
         f"and the mean difference from {one.base}, paired by task and seed."
     )
     shown_here = [r for r in found if r.budget == one.budget and r.arm in _arms(one)]
-    return Table(one.title, with_idle(caption, shown_here), header, rows)
+    return Table(one.title, with_marks(caption, shown_here), header, rows)
 
 
 def summary(found: Sequence[Result]) -> Table:
@@ -151,18 +151,13 @@ def summary(found: Sequence[Result]) -> Table:
         f"arm that is changed ({judged_on(found)}), of pairs of one task and seed, with a 95% "
         "bootstrap interval over seeds within tasks (too narrow with three of them)."
     )
-    return Table("All ablations", with_idle(caption, found), header, list(rows.values()))
+    return Table("Ablations", with_marks(caption, found), header, list(rows.values()))
 
 
 def with_tables(found: Sequence[Result]) -> list[tuple[Ablation, Table]]:
     """Every ablation and its table."""
     compared = _compared(found)
     return [(one, table(one, found, compared)) for one in ablations(found)]
-
-
-def all_tables(found: Sequence[Result]) -> list[Table]:
-    """A table for every ablation."""
-    return [one for _, one in with_tables(found)]
 
 
 def _arms(one: Ablation) -> set[str]:

@@ -141,10 +141,15 @@ def markdown(records: Sequence[Record], title: str = "Results") -> str:
     latest = list(by_key(list(map(dict, records))).values())
     found = results(latest)
     head = f"# {title}\n\n{_counted(latest)}; {'; '.join(map(': '.join, _sources(latest)))}.\n\n"
-    told = [("##", table) for table in (*all_tables(found), *maps.all_tables(found))]
-    told += [("## Ablation:", table) for table in ablations.all_tables(found)]
-    told += [("##", table) for table in (*_notes(latest, found), *_failures(latest))]
-    return head + "\n\n".join(table.section(mark) for mark, table in told) + "\n"
+    summary = ablations.summary(found)
+    told = [
+        *all_tables(found),
+        *maps.all_tables(found),
+        *([summary] if summary.rows else []),
+        *_notes(latest, found),
+        *_failures(latest),
+    ]
+    return head + "\n\n".join(table.section("##") for table in told) + "\n"
 
 
 def _counted(records: Sequence[Record]) -> str:

@@ -14,8 +14,8 @@ from rgft.report.grid import load_grid
 KEPT = (
     *("method", "seed", "lr", "epochs", "batch_size", "adam_beta2", "dropout", "layers", "survey"),
     *("rows", "config", "idle"),
-    *("metric", "metrics", "flops", "seconds", "visits", "prefix_cache", "peak_memory_bytes"),
-    "forgetting",
+    *("metric", "metrics", "chance", "flops", "seconds", "visits", "prefix_cache"),
+    *("peak_memory_bytes", "forgetting"),
     *("versions", "hardware", "resumed", "command", "code_revision", "started", "finished"),
 )
 MAP_POINTS = 10  # of the run's course

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from rgft.bench.cells import by_key
 from rgft.bench.choice import chosen_rate
 from rgft.bench.statistics import cost_to_target
+from rgft.stages import Yardstick
 
 TARGET = 0.99  # of the best mean of full fine-tuning
 REFERENCE = "full"
@@ -88,6 +89,18 @@ class Result:
         """Mean over seeds; NaN without any."""
         scores = self.scores()
         return statistics.fmean(scores.values()) if scores else float("nan")
+
+    @property
+    def at_chance(self) -> bool:
+        """Whether its mean is no better than an answer that ignores its input, as far as known.
+
+        Records of runs that did not note chance tell it of the Matthews correlation alone.
+        """
+        run = next(iter(self.runs.values()))
+        known = {"matthews_correlation": 0.0}.get(self.metric)
+        chance = run.get("chance", {}).get(self.split, known)
+        judged = Yardstick(self.metric, run["rows"].get(self.split), chance)
+        return chance is not None and judged.at_chance(self.mean)
 
     @property
     def share(self) -> float:
@@ -172,18 +185,20 @@ def costs_to_target(found: Sequence[Result], cost: str) -> dict[str, dict[str, f
         cost: "flops", or "seconds", which are those of `clock`.
 
     Returns:
-        Infinite where no budget that was run gets there; without full fine-tuning, nothing.
+        Infinite where no budget that was run gets there; nothing without full fine-tuning, or where
+        it is at chance.
     """
     told: dict[str, dict[str, float]] = {}
     for problem in dict.fromkeys(result.problem for result in found):
         here = [result for result in found if result.problem == problem]
-        full = [result.mean for result in here if result.arm == REFERENCE]
-        if full:
+        full = [r for r in here if r.arm == REFERENCE]
+        best = max(full, key=lambda r: r.mean, default=None)
+        if best is not None and not best.at_chance:
             name = clock(here) if cost == "seconds" else cost
             told[shown(problem, found)] = {
                 arm: cost_to_target(
                     [(getattr(r, name), r.mean) for r in here if r.arm == arm],
-                    TARGET * max(full),
+                    TARGET * best.mean,
                 )
                 for arm in dict.fromkeys(result.arm for result in here)
             }

@@ -141,9 +141,10 @@ def told(record: Record) -> str:
     score = record["metrics"]["validation"][record["metric"]]
     seconds = amounts.duration(total_seconds(record))
     share = amounts.share(record["flops"]["share"])
-    idle = "; the method made no decision" if record.get("idle") else ""
+    said = "; the method made no decision" if record.get("idle") else ""
+    said += "; went on from a checkpoint" if record.get("resumed") else ""
     quality = f"validation {record['metric']} {amounts.metric(score)}"
-    return f"{quality}, {share} of FLOPs, {seconds}{idle}"
+    return f"{quality}, {share} of FLOPs, {seconds}{said}"
 
 
 def total_seconds(record: Record) -> float:

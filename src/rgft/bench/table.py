@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rgft.bench.results import Result
 
 IDLE = "idle"
+CHANCE = "chance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,21 +37,32 @@ def _cell(text: str) -> str:
 
 
 def spread(result: Result, split: str | None = None) -> str:
-    """Mean and deviation of the headline metric over seeds; x 100; and a mark on idle runs."""
+    """Mean and deviation of the headline metric over seeds; x 100; and what is to be said of it."""
     text = spread_text([100 * score for score in result.scores(split).values()])
-    if not result.idle:
-        return text
-    return f"{text} ({IDLE if result.idle == len(result.runs) else f'{result.idle} {IDLE}'})"
+    marks = []
+    if result.idle:
+        marks.append(IDLE if result.idle == len(result.runs) else f"{result.idle} {IDLE}")
+    if result.at_chance and split in (None, result.split):
+        marks.append(CHANCE)
+    return f"{text} ({', '.join(marks)})" if marks else text
 
 
 def with_idle(caption: str, found: Iterable[Result]) -> str:
-    """The caption, with what the mark means where there is one."""
+    """The caption, with what the mark on idle runs means where there is one."""
     if not any(result.idle for result in found):
         return caption
     return (
         f"{caption} {IDLE}: runs that ended before the method's first decision, so that it chose "
         "nothing."
     )
+
+
+def with_marks(caption: str, found: Sequence[Result]) -> str:
+    """The caption, with what the marks of `spread` mean where there are some."""
+    told = with_idle(caption, found)
+    if not any(result.at_chance for result in found):
+        return told
+    return f"{told} {CHANCE}: within two standard errors of an answer that ignores its input."
 
 
 def spread_text(values: Sequence[float]) -> str:

@@ -36,6 +36,7 @@ from rgft.bench.table import (
     interval_text,
     spread,
     with_idle,
+    with_marks,
 )
 from rgft.report import amounts
 
@@ -72,7 +73,7 @@ def leaderboard(found: Sequence[Result]) -> Table:
         "seeds, at the learning rate that validation chose. The mean is over all tasks, for arms "
         "that have all."
     )
-    return Table("Leaderboard", with_idle(caption, found), header, [row[2] for row in rows])
+    return Table("Leaderboard", with_marks(caption, found), header, [row[2] for row in rows])
 
 
 def against_full(found: Sequence[Result]) -> Table:
@@ -153,7 +154,7 @@ def targets(found: Sequence[Result]) -> Table:
         "The least that was run to reach the target, 99% of full fine-tuning's best mean, at "
         f"whatever budget ({judged_on(found)}), and its "
         "ratio to the cheapest of the other arms. Seconds are the processor's where all of a task "
-        "have them."
+        "have them. Tasks on which full fine-tuning is at chance have no target."
     )
     header = ["task", "target", "arm", "FLOPs", "ratio of FLOPs", "seconds", "ratio of seconds"]
     return Table("Cost to target", caption, header, rows)
@@ -175,7 +176,7 @@ def runs(found: Sequence[Result]) -> Table:
         "the smallest, one beyond may be better. Seconds are the processor's where all of a task "
         "have them."
     )
-    return Table("Runs", with_idle(caption, found), header, rows)
+    return Table("Runs", with_marks(caption, found), header, rows)
 
 
 def _points(mean: float) -> str:
