@@ -157,7 +157,7 @@ def test_target_is_99_percent_of_the_best_of_full() -> None:
 def test_what_is_no_better_than_chance_is_marked_and_sets_no_target() -> None:
     known = {"rows": {"train": 9, "validation": 900, "test": 900}, "chance": {"test": 0.5}}
     records = [record("full", seed, 0.5, **known) for seed in (0, 1)]
-    records += [record("x", 0, 0.53, **known), record("y", 0, 0.54, **known)]
+    records += [record("x", 0, 0.53, rows=known["rows"]), record("y", 0, 0.54, **known)]
     found = results(records)
     assert {row[1]: row[2] for row in leaderboard(found).rows} == {
         "full": "50.0 ± 0.0 (chance)",

@@ -16,6 +16,7 @@ from rgft.stages import Yardstick
 TARGET = 0.99  # of the best mean of full fine-tuning
 REFERENCE = "full"
 SPLITS = ("validation", "test")
+KNOWN_CHANCE = {"matthews_correlation": 0.0}  # whatever the labels
 
 
 class Problem(NamedTuple):
@@ -40,6 +41,7 @@ class Result:
         runs: The finished records at that rate, by seed.
         failed: How many cells have failed, at whatever rate.
         split: Where arms of the problem are compared: "test" where all have it, else "validation".
+        chance: The headline metric there of an answer that ignores its input; None if not known.
     """
 
     problem: Problem
@@ -50,12 +52,14 @@ class Result:
     runs: Mapping[int, Mapping[str, Any]]
     failed: int
     split: str
+    chance: float | None
 
     @property
     def sweep(self) -> str:
         """The rate, of how many, and whether one beyond them may be better.
 
-        >>> Result(Problem("t", "m", 9, 1.0), "a", 1.0, 2e-4, (1e-4, 2e-4), {}, 0, "test").sweep
+        >>> problem = Problem("t", "m", rows=9, epochs=1.0)
+        >>> Result(problem, "arm", 1.0, 2e-4, (1e-4, 2e-4), {}, 0, "test", None).sweep
         '0.0002 of 2, the largest'
         """
         if self.rate is None:
@@ -92,15 +96,11 @@ class Result:
 
     @property
     def at_chance(self) -> bool:
-        """Whether its mean is no better than an answer that ignores its input, as far as known.
-
-        Records of runs that did not note chance tell it of the Matthews correlation alone.
-        """
-        run = next(iter(self.runs.values()))
-        known = {"matthews_correlation": 0.0}.get(self.metric)
-        chance = run.get("chance", {}).get(self.split, known)
-        judged = Yardstick(self.metric, run["rows"].get(self.split), chance)
-        return chance is not None and judged.at_chance(self.mean)
+        """Whether its mean is no better than an answer that ignores its input, as far as known."""
+        if self.chance is None:
+            return False
+        rows = next(iter(self.runs.values()))["rows"].get(self.split)
+        return Yardstick(self.metric, rows, self.chance).at_chance(self.mean)
 
     @property
     def share(self) -> float:
@@ -149,8 +149,11 @@ def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
             failed.setdefault(place, []).append(record["rate"])
     found = []
     tested: dict[Problem, bool] = {}
+    chances: dict[tuple[Problem, str], float | None] = {}  # of which one record tells
     for (problem, _, _), group in finished.items():
         tested[problem] = tested.get(problem, True) and all("test" in r["metrics"] for r in group)
+        for told in group:
+            chances |= {(problem, on): value for on, value in told.get("chance", {}).items()}
     for (problem, arm, budget), group in finished.items():
         rate = chosen_rate(group)
         assert rate != "none"
@@ -159,7 +162,8 @@ def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
         tried = {record["rate"] for record in group} | set(lost)
         rates = tuple(sorted(tried, key=lambda rate: rate or 0.0))
         split = "test" if tested[problem] else "validation"
-        found.append(Result(problem, arm, budget, rate, rates, runs, len(lost), split))
+        chance = chances.get((problem, split), KNOWN_CHANCE.get(group[0]["metric"]))
+        found.append(Result(problem, arm, budget, rate, rates, runs, len(lost), split, chance))
     return found
 
 
