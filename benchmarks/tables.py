@@ -19,6 +19,7 @@ from pathlib import Path
 import gain_table
 import llm
 import llm_table
+import words
 
 from rgft.bench import ablations, areas, beyond_headline, maps, tables
 from rgft.bench.journal import read_records
@@ -47,7 +48,7 @@ TABLES = {
 
 
 def filled(text: str) -> str:
-    """A page with every table between marks made anew."""
+    """A page with every table and number between marks made anew."""
 
     def table(match: re.Match[str]) -> str:
         paths = [ROOT / path for path in match[2].split()]
@@ -62,7 +63,7 @@ def filled(text: str) -> str:
             content = TABLES[match[3]](results(load(paths))).markdown()
         return f"{match[1]}{content}\n{match[4]}"
 
-    return MARK.sub(table, text)
+    return words.filled(MARK.sub(table, text))
 
 
 def pages() -> list[Path]:
