@@ -91,8 +91,12 @@ def test_records_have_what_they_promise(finished: Path) -> None:
     for record in read_records(finished / "out" / FILE):
         assert [name for name in promised if name not in record] == []
         assert record["hardware"]["threads"] == 1
-        assert record["command"].startswith("rgft train --model model --data data --method ")
+        assert record["command"].startswith("rgft train --model ./model --data ./data --method ")
         assert record["chance"].keys() == record["metrics"].keys()
+        for split, chance in record["chance"].items():
+            rows = (finished / "data" / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+            labels = [json.loads(row)["label"] for row in rows]
+            assert chance == {"value": max(map(labels.count, labels)) / len(labels), "rows": 8}
 
 
 def test_a_second_call_runs_nothing(finished: Path) -> None:

@@ -18,6 +18,8 @@ from rgft.bench.beyond_headline import calibration, other_domains, perplexity
 from rgft.bench.journal import FILE, read_cells, read_records
 from rgft.bench.page import load, markdown, render
 from rgft.bench.results import costs_to_target, judged_on, results
+from rgft.bench.running import told
+from rgft.bench.table import spread
 from rgft.bench.tables import against_full, leaderboard, lever_table, ours_against, runs, targets
 from rgft.errors import InputError
 from rgft.extensions import extend
@@ -155,9 +157,10 @@ def test_target_is_99_percent_of_the_best_of_full() -> None:
 
 
 def test_what_is_no_better_than_chance_is_marked_and_sets_no_target() -> None:
-    known = {"rows": {"train": 9, "validation": 900, "test": 900}, "chance": {"test": 0.5}}
+    rows = {"rows": {"train": 9, "validation": 900, "test": 9}}
+    known = {"chance": {"test": {"value": 0.5, "rows": 900}}, **rows}
     records = [record("full", seed, 0.5, **known) for seed in (0, 1)]
-    records += [record("x", 0, 0.53, rows=known["rows"]), record("y", 0, 0.54, **known)]
+    records += [record("x", 0, 0.53, **rows), record("y", 0, 0.54, **known)]
     found = results(records)
     assert {row[1]: row[2] for row in leaderboard(found).rows} == {
         "full": "50.0 ± 0.0 (chance)",
@@ -169,25 +172,55 @@ def test_what_is_no_better_than_chance_is_marked_and_sets_no_target() -> None:
     assert costs_to_target(found, "flops") == {} and targets(found).rows == []
     validation = {row[2]: row[6] for row in runs(found).rows}
     assert validation == {"full": "50.0 ± 0.0", "x": "53.0", "y": "54.0"}
-    older = [record(arm, 0, 0.5, rows=known["rows"]) for arm in ("full", "x")]
-    assert not any(result.at_chance for result in results(older))
-    scores = {"metric": "matthews_correlation", "rows": known["rows"]}
-    for value, told in ((0.066, True), (0.067, False)):
-        split = {"matthews_correlation": value}
-        metrics = {"validation": split, "test": split}
-        (one,) = results([record("x", 0, 0, metrics=metrics, **scores)])
-        assert one.at_chance is told
+    lost = {"budget": 0.1, "metrics": {"validation": {"accuracy": 0.9}, "test": {"accuracy": None}}}
+    (nan, *_) = results([record("full", 0, 0, **lost, **known), record("full", 0, 0.9, **known)])
+    assert not nan.at_chance and spread(nan) == "-"
+    whole = [record("full", 0, 0, **lost, **known), record("full", 0, 0.9, **known)]
+    assert costs_to_target(results(whole), "flops")["t"]["full"] == 5.0
+
+
+@pytest.mark.parametrize(
+    ("metric", "told", "score", "marked"),
+    [
+        ("accuracy", None, 0.1, False),
+        ("accuracy", {"value": None, "rows": 900}, 0.1, False),
+        ("rougeL", {"value": None, "rows": 900}, 0.0, False),
+        ("f1_macro", {"value": 0.3, "rows": 900}, 0.1, False),
+        ("exact_match", {"value": 0.1, "rows": 100}, 0.15, True),
+        ("exact_match", {"value": 0.1, "rows": 100}, 0.17, False),
+        ("matthews_correlation", None, 0.066, True),
+        ("matthews_correlation", None, 0.067, False),
+        ("pearson", None, 0.066, True),
+    ],
+)
+def test_chance_is_told_as_far_as_it_and_its_error_are_known(
+    metric: str, told: dict[str, Any] | None, score: float, marked: bool
+) -> None:
+    split = {metric: score, "loss": 1.0}
+    metrics = {"validation": split, "test": split}
+    of = {} if told is None else {"chance": {"test": told}}
+    rows = {"train": 9, "validation": 900, "test": 900}
+    (one,) = results([record("x", 0, 0, metric=metric, metrics=metrics, rows=rows, **of)])
+    assert one.at_chance is marked
 
 
 def test_rates_of_what_writes_are_chosen_by_loss() -> None:
     def at(rate: float, score: float, loss: float | None) -> dict[str, Any]:
-        split = {"accuracy": score, "loss": loss, "perplexity": 2.0}
-        return record("x", 0, 0, rate=rate, metrics={"validation": split, "test": split})
+        split = {"rougeL": score, "loss": loss, "perplexity": loss and 2 * loss}
+        metrics = {"validation": split, "test": split}
+        return record("x", 0, 0, rate=rate, metric="rougeL", metrics=metrics)
 
     (one,) = results([at(1e-4, 0.9, 2.5), at(2e-4, 0.1, 2.4), at(4e-4, 0.5, None)])
     assert one.rate == 2e-4 and one.mean == 0.1
     (one,) = results([at(1e-4, 0.9, None), at(2e-4, 0.1, None)])
     assert one.rate == 1e-4
+
+
+def test_a_cell_that_went_on_is_told_of() -> None:
+    finished = record("x", 0, 0.5)
+    assert "went on" not in told(finished)
+    assert "went on" not in told({**finished, "resumed": [{"step": 0}]})
+    assert told({**finished, "resumed": [{"step": 0}, {"step": 9}]}).endswith("from a checkpoint")
 
 
 def ablated(option: str, value: Any, seed: int, score: float, **changed: Any) -> dict[str, Any]:
@@ -328,7 +361,7 @@ def test_other_domains_and_calibration_are_shown_where_recorded() -> None:
         "tweets",
     ]
     assert [list(row) for row in domains.rows] == [["t", "0.5", "full", "90.0", "70.0"]]
-    written = {"test": {"rougeL": 0.3, "perplexity": 12.0}, "validation": {"rougeL": 0.3}}
+    written = {"test": {"rougeL": 0.3, "perplexity": 12.0}, "validation": {"rougeL": 0.3, "loss": 2.0}}
     writes = results(
         [record("full", 0, 0.3, metrics=written, metric="rougeL"), record("x", 0, 0.5)]
     )

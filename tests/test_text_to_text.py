@@ -220,6 +220,8 @@ def test_every_kind_of_method_trains_and_meets_its_budget(
     before = load_file(folders[kind] / "model.safetensors")
     record = run(replace(given, budget="0.4"), tmp_path)
     assert abs(record["flops"]["share"] - 0.4) < 0.02
+    assert set(record["chance"]) == set(record["metrics"])
+    assert all(chance == {"value": None, "rows": 4} for chance in record["chance"].values())
     after = load_file(tmp_path / "model.safetensors")
     assert before.keys() == after.keys()
     assert any(not torch.equal(before[name], after[name]) for name in before)

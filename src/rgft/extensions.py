@@ -17,7 +17,7 @@ TABLES: Mapping[str, tuple[dict[str, Any], type]] = {
     "TASKS": (TASKS, TaskEntry),
 }
 _LOADED: set[Path] = set()
-_DIGESTS: dict[tuple[str, str], str] = {}  # table and name of the user's -> SHA-256 of its file
+_DIGESTS: dict[tuple[str, str | None], str] = {}  # table and name -> SHA-256 of the file
 
 
 def extend(files: tuple[str, ...]) -> None:
@@ -42,7 +42,7 @@ def extend(files: tuple[str, ...]) -> None:
 
 def digests(method: str, task: str | None) -> list[str]:
     """SHA-256 of the files that this method and this task came from, if they came from any."""
-    places = (("METHODS", method), ("TASKS", task or ""))
+    places = ("METHODS", method), ("TASKS", task)
     return sorted({_DIGESTS[place] for place in places if place in _DIGESTS})
 
 

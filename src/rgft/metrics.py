@@ -75,9 +75,9 @@ def compute(kind: Kind, predictions: npt.ArrayLike, labels: npt.ArrayLike) -> di
 
 
 def chance(kind: Kind, metric: str, labels: Sequence[Any]) -> float | None:
-    """The metric of the best answer that ignores its input; None where it is not known.
+    """The metric of an answer that ignores its input; None where it is not known, as of ROUGE.
 
-    That is the commonest class, a constant, or the commonest final answer; of ROUGE it is unknown.
+    The answer is the commonest class, the commonest final answer, or the same value everywhere.
 
     >>> chance("classification", "accuracy", [0, 1, 1, 1]), chance("generation", "rougeL", [["a"]])
     (0.75, None)

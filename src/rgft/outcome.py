@@ -14,6 +14,8 @@ from rgft.recorder import RunRecorder, strip
 from rgft.run_trainer import RunTrainer
 from rgft.spending import Spending
 from rgft.tasks import TaskData
+from rgft.text_to_text import REFERENCES
+from rgft.text_trainer import TextTrainer
 
 TIMES = ("train", "processor", "overhead", "evaluate")
 
@@ -41,7 +43,7 @@ def outcome(
         "idle": _idle(prepared, guidance),
         "budget_auto": stage_record(spending) if prepared.auto and spending else None,
         "metrics": results,
-        "chance": _chance(prepared.task, results),
+        "chance": _chance(trainer, prepared.task, results),
         "history": recorder.history,
         "train_loss": recorder.train_loss,
         "flops": {"spent": spent, "full": full, "share": spent / full},
@@ -69,10 +71,17 @@ def stage_record(spending: Spending) -> dict[str, Any]:
     return {"stages": [asdict(stage) for stage in spending.stages], "chosen": spending.best}
 
 
-def _chance(task: TaskData, splits: Iterable[str]) -> dict[str, float | None]:
-    """The headline metric by split of an answer that ignores its input; None where unknown."""
-    labels = {split: task.splits[split][task.label_column][:] for split in splits}
-    return {split: metrics.chance(task.kind, task.metric, of) for split, of in labels.items()}
+def _chance(trainer: RunTrainer, task: TaskData, splits: Iterable[str]) -> dict[str, Any]:
+    """The headline metric by split of an answer that ignores its input, and the rows judged."""
+    found = {}
+    for split in splits:
+        if isinstance(trainer, TextTrainer):
+            labels = [row[REFERENCES] for row in trainer.written[split]]
+        else:
+            labels = task.splits[split][task.label_column][:]
+        value = metrics.chance(task.kind, task.metric, labels)
+        found[split] = {"value": value, "rows": len(labels)}
+    return found
 
 
 def _most(held: int | None, launch: Launch) -> int | None:

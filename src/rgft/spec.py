@@ -214,17 +214,17 @@ def command(spec: RunSpec) -> str:
 
 
 def relative_to(folder: Path, spec: RunSpec) -> RunSpec:
-    """The spec with what lies below `folder` by paths from there: a command for other machines.
+    """The spec with what lies below `folder` by paths from there.
 
-    >>> spec = RunSpec(data="/here/rows", extend=("/here/own.py", "/there/other.py"))
+    >>> spec = RunSpec(model="/here/minilm", data="/here/rows", extend=("/there/own.py",))
     >>> near = relative_to(Path("/here"), spec)
-    >>> near.data, near.extend
-    ('rows', ('own.py', '/there/other.py'))
+    >>> near.model, near.data, near.extend
+    ('./minilm', './rows', ('/there/own.py',))
     """
 
     def near(path: str) -> str:
         below = Path(path).is_relative_to(folder)
-        return Path(path).relative_to(folder).as_posix() if below else path
+        return f"./{Path(path).relative_to(folder).as_posix()}" if below else path
 
     data = None if spec.data is None else near(spec.data)
     files = None if spec.extend is None else tuple(map(near, spec.extend))

@@ -86,16 +86,14 @@ class Yardstick:
         return over - value if self.lower_is_better else value - over
 
     def at_chance(self, value: float) -> bool:
-        """Whether `value` is no better than chance, within two standard errors.
-
-        Where chance is not known, whether it is not finite.
+        """Whether `value` is no better than chance, within two standard errors; as far as known.
 
         >>> accuracy = Yardstick("accuracy", rows=900, chance=0.5)
         >>> accuracy.at_chance(0.53), accuracy.at_chance(0.54)
         (True, False)
         """
         if self.chance is None:
-            return not math.isfinite(value)
+            return False
         margin = ABOVE_CHANCE / GAIN * self.threshold(self.chance)
         return self.gain(value, self.chance) <= margin
 
@@ -129,7 +127,7 @@ def worth_going_on(values: Sequence[float], yardstick: Yardstick) -> bool:
     [True, True, False]
     """
     best = values[best_stage(values, yardstick)]
-    if yardstick.at_chance(best):
+    if not math.isfinite(best) or yardstick.at_chance(best):
         return True
     bounded = yardstick.rows and yardstick.metric in STANDARD_ERRORS  # 1 is the best there is
     if bounded and 1.0 - best <= yardstick.threshold(best):

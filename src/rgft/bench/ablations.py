@@ -151,7 +151,8 @@ def summary(found: Sequence[Result]) -> Table:
         f"arm that is changed ({judged_on(found)}), of pairs of one task and seed, with a 95% "
         "bootstrap interval over seeds within tasks (too narrow with three of them)."
     )
-    return Table("Ablations", with_marks(caption, found), header, list(rows.values()))
+    told = [r for r in found if any(place[::2] == (r.arm, r.budget) for place in rows)]
+    return Table("Ablations", with_marks(caption, told), header, list(rows.values()))
 
 
 def with_tables(found: Sequence[Result]) -> list[tuple[Ablation, Table]]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from rgft.bench.choice import chosen_rate
@@ -14,7 +15,7 @@ from rgft.errors import InputError
 from rgft.extensions import digests
 from rgft.methods import find_method
 from rgft.settings import method_config
-from rgft.spec import RunSpec, arguments
+from rgft.spec import RunSpec, arguments, command, relative_to
 
 Record = dict[str, Any]
 
@@ -35,7 +36,7 @@ class Cell:
     Attributes:
         key: Digest of all that decides its result; two cells with the same one are the same.
         labels: What its record says of it: suite, model, task, arm, budget, rate, seed, extends,
-            changes.
+            changes, and the command that would run it, with paths from the working folder.
         spec: What `rgft train` runs.
     """
 
@@ -93,6 +94,7 @@ def cell(suite: Suite, point: Point, rate: float | None, seed: int) -> Cell:
         **{"suite": suite.name, "model": model.name, "task": task.name, "arm": arm.name},
         **{"budget": budget, "rate": rate, "seed": seed},
         **{"extends": arm.extends, "changes": dict(arm.changes)},
+        "command": command(relative_to(Path.cwd(), spec)),
     }
     return Cell(key_of(spec, model.name, task.name), labels, spec)
 

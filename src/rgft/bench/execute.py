@@ -26,7 +26,6 @@ from rgft.bench.record import record_of_run
 from rgft.bench.suite import in_suite
 from rgft.errors import InputError
 from rgft.records import RUN_FILE
-from rgft.spec import command, relative_to
 
 RECORDED, CLAIMED, INTERRUPTED = 0, 10, 11  # exit codes of a cell's process
 
@@ -50,9 +49,7 @@ def execute(cell: Cell, folder: Path, threads: int) -> dict[str, Any] | None:
         if result["status"] == "interrupted":
             return None
         said = [in_suite(" ".join(text.split())) for text in (*notes, *afterwards(result))]
-        found = record_of_run(folder)
-        found["command"] = command(relative_to(Path.cwd(), cell.spec))
-        return {"status": "finished", **labels, **found, **labels, "notes": said}
+        return {"status": "finished", **labels, **record_of_run(folder), **labels, "notes": said}
     except KeyboardInterrupt:
         return None
     except Exception as error:

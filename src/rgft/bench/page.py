@@ -111,8 +111,9 @@ def panels(found: Sequence[Result]) -> list[Panel]:
               "runs shared a machine.", "No run has finished."),
         panel(profile(found), "profile", "Performance profile",
               "Share of tasks on which an arm reaches 99% of full fine-tuning's best within a "
-              "factor of the cheapest arm's FLOPs (Dolan and More 2002).",
-              "No arm reaches 99% of full fine-tuning, or full fine-tuning was not run."),
+              "factor of the cheapest arm's FLOPs (Dolan and More 2002); tasks on which full "
+              "fine-tuning is at chance are left out.",
+              "No arm reaches 99% of full fine-tuning, or that was not run, or is at chance."),
         panel(waterfall(found), "levers", "What each lever adds",
               "Points that an arm gains or loses over the one that it extends, paired by task and "
               "seed, with 95% bootstrap intervals; a bar begins where the bar of that arm ended.",
@@ -181,13 +182,14 @@ def _mixed(result: Result) -> str:
 
 
 def _recipe(command: str) -> set[str]:
-    """The options of a command, but for the seed and the learning rate.
+    """The options of a command, but for the seed, the learning rate, and places of files.
 
-    >>> sorted(_recipe("rgft train --task trec --seed 1 --lr 1e-4 --no-dropout"))
+    >>> sorted(_recipe("rgft train --model ./mine --task trec --seed 1 --lr 1e-4 --no-dropout"))
     ['--no-dropout', '--task trec']
     """
     options = {f"--{part.strip()}" for part in f" {command}".split(" --")[1:]}
-    return {option for option in options if not option.startswith(("--seed ", "--lr "))}
+    others = tuple(f"--{name} " for name in ("seed", "lr", "model", "data", "extend"))
+    return {option for option in options if not option.startswith(others)}
 
 
 def _failures(records: Sequence[Record]) -> list[Table]:

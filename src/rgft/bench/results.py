@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 from rgft.bench.cells import by_key
 from rgft.bench.choice import chosen_rate
 from rgft.bench.statistics import cost_to_target
-from rgft.stages import Yardstick
+from rgft.stages import STANDARD_ERRORS, Yardstick
 
 TARGET = 0.99  # of the best mean of full fine-tuning
 REFERENCE = "full"
 SPLITS = ("validation", "test")
-KNOWN_CHANCE = {"matthews_correlation": 0.0}  # whatever the labels
+CORRELATIONS = ("matthews_correlation", "pearson", "spearman")  # 0 for any constant answer
 
 
 class Problem(NamedTuple):
@@ -41,7 +41,7 @@ class Result:
         runs: The finished records at that rate, by seed.
         failed: How many cells have failed, at whatever rate.
         split: Where arms of the problem are compared: "test" where all have it, else "validation".
-        chance: The headline metric there of an answer that ignores its input; None if not known.
+        chance: What an answer that ignores its input is worth there; None if that is not known.
     """
 
     problem: Problem
@@ -52,7 +52,7 @@ class Result:
     runs: Mapping[int, Mapping[str, Any]]
     failed: int
     split: str
-    chance: float | None
+    chance: Yardstick | None
 
     @property
     def sweep(self) -> str:
@@ -97,10 +97,9 @@ class Result:
     @property
     def at_chance(self) -> bool:
         """Whether its mean is no better than an answer that ignores its input, as far as known."""
-        if self.chance is None:
+        if self.chance is None or math.isnan(self.mean):
             return False
-        rows = next(iter(self.runs.values()))["rows"].get(self.split)
-        return Yardstick(self.metric, rows, self.chance).at_chance(self.mean)
+        return self.chance.at_chance(self.mean)
 
     @property
     def share(self) -> float:
@@ -149,11 +148,10 @@ def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
             failed.setdefault(place, []).append(record["rate"])
     found = []
     tested: dict[Problem, bool] = {}
-    chances: dict[tuple[Problem, str], float | None] = {}  # of which one record tells
+    chances: dict[Problem, dict[str, Any]] = {}  # for older records, which do not tell
     for (problem, _, _), group in finished.items():
         tested[problem] = tested.get(problem, True) and all("test" in r["metrics"] for r in group)
-        for told in group:
-            chances |= {(problem, on): value for on, value in told.get("chance", {}).items()}
+        chances.setdefault(problem, {}).update(_told_chance(group))
     for (problem, arm, budget), group in finished.items():
         rate = chosen_rate(group)
         assert rate != "none"
@@ -162,9 +160,24 @@ def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
         tried = {record["rate"] for record in group} | set(lost)
         rates = tuple(sorted(tried, key=lambda rate: rate or 0.0))
         split = "test" if tested[problem] else "validation"
-        chance = chances.get((problem, split), KNOWN_CHANCE.get(group[0]["metric"]))
+        told = {**chances[problem], **_told_chance(group)}.get(split)
+        chance = _chance(group[0]["metric"], told, group[0]["rows"].get(split))
         found.append(Result(problem, arm, budget, rate, rates, runs, len(lost), split, chance))
     return found
+
+
+def _told_chance(group: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """What the first record that tells of chance says of it, by split."""
+    return next((record["chance"] for record in group if record.get("chance")), {})
+
+
+def _chance(metric: str, told: Mapping[str, Any] | None, rows: int | None) -> Yardstick | None:
+    """What tells whether a score is above chance; None where chance or its error is not known."""
+    if metric not in STANDARD_ERRORS:
+        return None
+    if told is not None and told["value"] is not None:
+        return Yardstick(metric, told["rows"], told["value"])
+    return Yardstick(metric, rows, 0.0) if metric in CORRELATIONS and rows else None
 
 
 def judged_on(found: Sequence[Result]) -> str:
@@ -195,7 +208,7 @@ def costs_to_target(found: Sequence[Result], cost: str) -> dict[str, dict[str, f
     told: dict[str, dict[str, float]] = {}
     for problem in dict.fromkeys(result.problem for result in found):
         here = [result for result in found if result.problem == problem]
-        full = [r for r in here if r.arm == REFERENCE]
+        full = [r for r in here if r.arm == REFERENCE and math.isfinite(r.mean)]
         best = max(full, key=lambda r: r.mean, default=None)
         if best is not None and not best.at_chance:
             name = clock(here) if cost == "seconds" else cost

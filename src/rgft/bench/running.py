@@ -142,9 +142,14 @@ def told(record: Record) -> str:
     seconds = amounts.duration(total_seconds(record))
     share = amounts.share(record["flops"]["share"])
     said = "; the method made no decision" if record.get("idle") else ""
-    said += "; went on from a checkpoint" if record.get("resumed") else ""
+    said += "; went on from a checkpoint" if _went_on(record) else ""
     quality = f"validation {record['metric']} {amounts.metric(score)}"
     return f"{quality}, {share} of FLOPs, {seconds}{said}"
+
+
+def _went_on(record: Record) -> bool:
+    """Whether a resume found a checkpoint; without one it begins anew."""
+    return any(resumed["step"] for resumed in record.get("resumed", ()))
 
 
 def total_seconds(record: Record) -> float:

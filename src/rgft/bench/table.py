@@ -62,7 +62,7 @@ def with_marks(caption: str, found: Sequence[Result]) -> str:
     told = with_idle(caption, found)
     if not any(result.at_chance for result in found):
         return told
-    return f"{told} {CHANCE}: within two standard errors of an answer that ignores its input."
+    return f"{told} {CHANCE}: at most two standard errors above an answer that ignores its input."
 
 
 def spread_text(values: Sequence[float]) -> str:
