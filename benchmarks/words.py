@@ -2,7 +2,7 @@
 
     <!-- = RECORDS: WHAT; TASKS; SPLIT; HOW -->+1.7<!-- / -->
 
-RECORDS is the name of a file in benchmarks/records. WHAT is
+RECORDS is the name of a file in benchmarks/records, or several with + between them. WHAT is
 
 - `rgft@0.3`: the score of an arm at a budget, x 100;
 - `rgft@0.3 - full@1`: how many points the first is above the second, paired by task and seed;
@@ -11,7 +11,7 @@ RECORDS is the name of a file in benchmarks/records. WHAT is
   other arm;
 - `perplexity of rgft@0.3`: that of an arm at a budget.
 
-TASKS are names, or `all`; SPLIT is `test`, `validation` or `own` (test where there is one). HOW is
+TASKS are names, or `all`; SPLIT is the name of one, or `own`: test where there is one. HOW is
 
 - `mean`: over seeds, then tasks; `sd`: mean ± standard deviation over seeds, of one task;
 - `each`: of every task, in the order named; `range`: the least and the most of them;
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import re
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -68,17 +68,34 @@ def _number(mark: re.Match[str]) -> str:
 
 @cache
 def _results(records: str) -> list[Result]:
-    return results(load([RECORDS / f"{records}.jsonl"]))
+    return results(load([RECORDS / f"{name}.jsonl" for name in records.split("+")]))
 
 
 def told(found: Sequence[Result], what: str, tasks: str, split: str, how: str) -> str:
     """The number that a mark stands for."""
-    every = dict.fromkeys(result.problem.task for result in found)
-    names = list(every) if tasks == "all" else tasks.split()
+    names = _all(found, what) if tasks == "all" else tasks.split()
     values = _values(found, what, names, split)
     verdict, _, form = how.rpartition(" ")
-    _check(values, verdict)
-    return _written(values, form, signed=verdict not in ("above", "below"))
+    groups = list(values.by_task.values())
+    if form == "sd":
+        (only,) = groups
+        return spread_text(only)
+    numbers = _numbers(groups, form)
+    _check(interval(groups) if verdict == "tie" else numbers, verdict)
+    shape = {"score": ".1f", "difference": "+.1f", "ratio": ".2f"}[values.kind]
+    if verdict in ("above", "below"):
+        shape, numbers = ".1f", sorted(map(abs, numbers)) if form == "range" else map(abs, numbers)
+    texts = [f"{number:{shape}}" for number in numbers]
+    if form in ("range", "interval"):
+        return " to ".join(dict.fromkeys(texts))
+    return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
+
+
+def _all(found: Sequence[Result], what: str) -> list[str]:
+    """The tasks of what comes first, in their order in the records."""
+    arms = ARM.findall(what)
+    fit = [r for r in found if not arms or (r.arm, budget_text(r.budget)) == arms[0]]
+    return list(dict.fromkeys(result.problem.task for result in fit))
 
 
 def _values(found: Sequence[Result], what: str, tasks: Sequence[str], split: str) -> Values:
@@ -132,34 +149,17 @@ def _for_target(found: Sequence[Result], cost: str, arm: str, task: str) -> floa
     return costs[arm] / min(value for name, value in costs.items() if name != arm)
 
 
-def _check(values: Values, verdict: str) -> None:
-    mean = _mean(values.by_task.values())
-    low, high = interval(list(values.by_task.values())) if verdict == "tie" else (0.0, 0.0)
-    true = {"": True, "above": mean > 0, "below": mean < 0, "tie": low <= 0 <= high}
+def _check(numbers: Sequence[float], verdict: str) -> None:
+    least, most = min(numbers), max(numbers)
+    true = {"": True, "above": least > 0, "below": most < 0, "tie": least <= 0 <= most}
     if not true[verdict]:
-        raise ValueError(f"the records do not say {verdict!r}: {mean:+.2f}")
+        raise ValueError(f"the records do not say {verdict!r}: {least:+.2f} to {most:+.2f}")
 
 
-def _mean(groups: Iterable[Sequence[float]]) -> float:
-    return statistics.fmean(statistics.fmean(values) for values in groups)
-
-
-def _written(values: Values, form: str, *, signed: bool) -> str:
-    groups = list(values.by_task.values())
+def _numbers(groups: Sequence[Sequence[float]], form: str) -> Sequence[float]:
     means = [statistics.fmean(group) for group in groups]
-    numbers = {
-        "mean": lambda: [_mean(groups)],
-        "each": lambda: means,
-        "range": lambda: [min(means), max(means)],
-        "interval": lambda: list(interval(groups)),
-    }
-    if form == "sd":
-        (only,) = groups
-        return spread_text(only)
-    shape = {"score": ".1f", "difference": "+.1f", "ratio": ".2f"}[values.kind]
-    texts = [f"{number:{shape}}" for number in numbers[form]()]
-    if not signed:
-        texts = [text.lstrip("+-") for text in texts]
-    if form in ("range", "interval"):
-        return " to ".join(dict.fromkeys(texts))
-    return " and ".join(filter(None, (", ".join(texts[:-1]), texts[-1])))
+    if form == "interval":
+        return interval(groups)
+    return {"mean": [statistics.fmean(means)], "each": means, "range": [min(means), max(means)]}[
+        form
+    ]

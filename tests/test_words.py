@@ -53,6 +53,7 @@ def words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
         ("x@0.3 - full@1; t; test; interval", "+10.0 to +20.0"),
         ("x@0.3 - full@1; t; validation; tie mean", "+0.0"),
         ("x@0.3 - full@1; all; own; range", "-40.0 to +15.0"),
+        ("x@0.3 - full@1; t t; own; above range", "15.0"),
         ("x@0.3 - full@1; all; own; mean", "-12.5"),
         ("x@0.3 / full@1; all; own; range", "0.25"),
         ("flops of x; t; test; mean", "0.30"),
@@ -69,8 +70,9 @@ def test_a_number_is_what_the_records_say(words: ModuleType, asked: str, number:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ("x@0.3 - full@1; t; test; below mean", "do not say 'below': \\+15"),
+        ("x@0.3 - full@1; t; test; below mean", "do not say 'below': \\+15.00"),
         ("x@0.3 - full@1; u; own; above mean", "do not say 'above': -40"),
+        ("x@0.3 - full@1; all; own; below each", "do not say 'below': -40.00 to \\+15.00"),
         ("x@0.3 - full@1; t; test; tie mean", "do not say 'tie'"),
         ("x@0.1; t; test; mean", "0 results of x at 0.1 on t"),
         ("x@0.3; u; test; mean", "u has no test split"),
