@@ -174,7 +174,9 @@ def test_what_is_no_better_than_chance_is_marked_and_sets_no_target() -> None:
     assert validation == {"full": "50.0 ± 0.0", "x": "53.0", "y": "54.0"}
     lost = {"budget": 0.1, "metrics": {"validation": {"accuracy": 0.9}, "test": {"accuracy": None}}}
     (nan, *_) = results([record("full", 0, 0, **lost, **known), record("full", 0, 0.9, **known)])
-    assert not nan.at_chance and spread(nan) == "-"
+    assert not nan.at_chance() and spread(nan) == "-"
+    pair = [record("z", 0, 0.9, **known), record("z", 1, 0.5, **known)]
+    assert [spread(one) for one in results(pair)] == ["70.0 ± 28.3 (1 chance)"]
     whole = [record("full", 0, 0, **lost, **known), record("full", 0, 0.9, **known)]
     assert costs_to_target(results(whole), "flops")["t"]["full"] == 5.0
 
@@ -201,7 +203,8 @@ def test_chance_is_told_as_far_as_it_and_its_error_are_known(
     of = {} if told is None else {"chance": {"test": told}}
     rows = {"train": 9, "validation": 900, "test": 900}
     (one,) = results([record("x", 0, 0, metric=metric, metrics=metrics, rows=rows, **of)])
-    assert one.at_chance is marked
+    assert one.at_chance() == marked and one.at_chance("test") == marked
+    assert one.at_chance("validation") == (marked and told is None)
 
 
 def test_rates_of_what_writes_are_chosen_by_loss() -> None:

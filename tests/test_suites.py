@@ -7,6 +7,7 @@ import importlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,24 @@ def test_an_edited_method_of_the_users_own_makes_other_cells(
     after = [key_of(spec, "m", "t") for spec in specs]
     assert before[0] != after[0] and before[1] == after[1]
     assert digests("full", "edited") == []  # a task of that name is another thing
+
+
+def test_edited_data_of_the_users_own_make_other_cells(tmp_path: Path) -> None:
+    def key(folder: Path) -> str:
+        suite = load_suite(written(tmp_path, "tasks: [data]\nseeds: [0]\narms: {full: {}}\n"))
+        (point,) = points(suite)
+        one = cell(suite, point, None, 0)
+        return key_of(replace(one.spec, data=str(folder)), "m", "data")
+
+    folders = [tmp_path / name for name in ("data", "same", "row", "split")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "train.csv").write_text("text,label\na,0\nb,1\n", encoding="utf-8")
+    (folders[2] / "train.csv").write_text("text,label\na,0\nb,0\n", encoding="utf-8")
+    (folders[3] / "dev.csv").write_text("text,label\na,0\nb,1\n", encoding="utf-8")
+    (folders[1] / "notes.txt").write_text("of no matter", encoding="utf-8")
+    keys = [key(folder) for folder in folders]
+    assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
 def test_commands_about_suites_are_there_before_what_takes_seconds_to_import() -> None:
@@ -157,7 +176,13 @@ def test_an_arm_runs_on_the_tasks_that_it_names(tmp_path: Path) -> None:
         (HEAD + "arms: {full: {tasks: [trek]}}\n", "unknown task 'trek' (did you mean 'trec'?)"),
         (HEAD + "arms: {full: {tasks: []}}\n", "arm full: tasks is []"),
         (HEAD + "arms: {full: {extends: lora}}\n", "unknown arm to extend 'lora'"),
+        (HEAD + "arms: {b: {extends: full}, full: {}}\n", "that stands above it: move it up"),
+        (
+            HEAD + "arms: {full: {}, suffix: {extends: full, batch_size: 8}}\n",
+            "arm suffix extends full, whose method is full; add method: suffix",
+        ),
         (HEAD + "arms: {full: {}, b: {method: full}}\n", "full and b are the same runs"),
+        ("tasks: [{name: trec, row: 9}]\nseeds: [0]\narms: {full: {}}\n", "task trec: unknown key"),
         ("tasks: [tre]\nseeds: [0]\narms: {full: {}}\n", "did you mean 'trec'"),
         ("tasks: [trec]\nseeds: [a]\narms: {full: {}}\n", "seeds has 'a'"),
         ("tasks: [trec]\nseeds: [0, 0]\narms: {full: {}}\n", "seeds has 0 twice"),
@@ -238,7 +263,7 @@ def test_a_torn_line_is_no_record_and_is_mended(cut: int, tmp_path: Path) -> Non
     append_record(path, {"key": "c"})
     assert read_records(path) == [{"key": "a"}, {"key": "c"}]
     path.write_bytes(b"{\n" + path.read_bytes())
-    with pytest.raises(InputError, match="line 1 is damaged"):
+    with pytest.raises(InputError, match="line 1 is no JSON"):
         read_records(path)
 
 

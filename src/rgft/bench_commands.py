@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from rgft.errors import InputError, warn
+from rgft.errors import InputError
 from rgft.launch import launched
 
 
@@ -33,6 +33,10 @@ def check_new_file(option: str, path: Path | None) -> None:
         raise InputError(f"{path} is a folder; give {option} a file in it")
     if path is not None and not path.parent.is_dir():
         raise InputError(f"there is no folder {path.parent}; make it, or give another {option}")
+
+
+def _note(text: str) -> None:
+    print(f"rgft: note: {text}", file=sys.stderr)
 
 
 @click.command()
@@ -94,12 +98,18 @@ def bench(  # noqa: PLR0913, PLR0917 - its options
     others = {r.get("suite") for r in records.values()} - {suite.name}
     if others:
         names = ", ".join(sorted(map(str, others)))
-        warn(f"{output_dir} has records of {names}, too; arms of one name are shown as one")
+        said = f"{output_dir} has records of {names}, too; arms of one name are shown as one"
+        _note(f"{said}; give a suite a folder of its own")
     if left:
         from rgft.bench.checks import check_places  # noqa: PLC0415
 
         records = {k: r for k, r in records.items() if not retry_failed or r["status"] != "failed"}
-        check_places(settled(suite, records)[1])
+        absent = check_places(settled(suite, records)[1])
+        if absent:
+            _note(
+                f"not on this machine, so that a run fetches it: {', '.join(absent)} (`rgft data` "
+                "says from where, and where else it may lie)"
+            )
     if dry_run:
         return
     pool = _workers(ray, workers, threads, output_dir, keep_runs)
@@ -192,7 +202,7 @@ def compare_maps(places: tuple[Path, ...], markdown: Path | None) -> None:
         )
     if short := [one for one in maps if not comparable([one.end])]:
         names = ", ".join(dict.fromkeys(f"{shown(one.problem, found)} {one.arm}" for one in short))
-        warn(
+        _note(
             f"{len(short)} of {len(maps)} error maps are left out, since fewer than "
             f"{LEAST_COMPONENTS} of their components were scored: {names}"
         )

@@ -14,7 +14,7 @@ from rgft.bench.comparisons import Comparison, compare, differences, levers
 from rgft.bench.figures import error_bars
 from rgft.bench.results import SPLITS, Problem, Result, judged_on, shown
 from rgft.bench.statistics import interval
-from rgft.bench.table import Table, budget_text, interval_text, spread, with_marks
+from rgft.bench.table import Table, budget_text, explained, interval_text, spread
 from rgft.report.figures import KIND_COLORS
 
 Place = tuple[str, str, float | str]  # an arm, its base, their budget
@@ -118,8 +118,7 @@ def table(one: Ablation, found: Sequence[Result], compared: Mapping[Place, Compa
         f"Headline metric x 100 ({judged_on(found)}), mean ± standard deviation over seeds, "
         f"and the mean difference from {one.base}, paired by task and seed."
     )
-    shown_here = [r for r in found if r.budget == one.budget and r.arm in _arms(one)]
-    return Table(one.title, with_marks(caption, shown_here), header, rows)
+    return explained(Table(one.title, caption, header, rows))
 
 
 def summary(found: Sequence[Result]) -> Table:
@@ -149,10 +148,9 @@ def summary(found: Sequence[Result]) -> Table:
     caption = (
         "Headline metric x 100, mean ± standard deviation over seeds; mean difference from the "
         f"arm that is changed ({judged_on(found)}), of pairs of one task and seed, with a 95% "
-        "bootstrap interval over seeds within tasks (too narrow with three of them)."
+        "bootstrap interval over seeds within tasks (too narrow with few of them)."
     )
-    told = [r for r in found if any(place[::2] == (r.arm, r.budget) for place in rows)]
-    return Table("Ablations", with_marks(caption, told), header, list(rows.values()))
+    return explained(Table("Ablations", caption, header, list(rows.values())))
 
 
 def with_tables(found: Sequence[Result]) -> list[tuple[Ablation, Table]]:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from rgft.bench.results import Result, judged_on, shown
-from rgft.bench.table import Table, budget_order, budget_text, spread, spread_text, with_marks
+from rgft.bench.table import Table, budget_order, budget_text, explained, spread, spread_text
 
 OWN_DOMAIN = ("validation", "test")
 CALIBRATION, PERPLEXITY = "calibration_error", "perplexity"
@@ -24,7 +24,7 @@ def other_domains(found: Sequence[Result]) -> Table:
     rows = [[*_named(r, found), spread(r), *(spread(r, name) for name in names)] for r in told]
     caption = "Headline metric x 100 on its own domain and on further test sets of a task."
     header = ["task", "budget", "arm", f"own domain ({judged_on(told)})", *names]
-    return Table("Other domains", with_marks(caption, told), header, rows)
+    return explained(Table("Other domains", caption, header, rows))
 
 
 def forgetting(found: Sequence[Result]) -> Table:

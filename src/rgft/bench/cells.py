@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from rgft.extensions import digests
 from rgft.methods import find_method
 from rgft.settings import method_config
 from rgft.spec import RunSpec, arguments, command, relative_to
+from rgft.tasks.folder import digest
 
 Record = dict[str, Any]
 
@@ -102,7 +104,8 @@ def cell(suite: Suite, point: Point, rate: float | None, seed: int) -> Cell:
 def key_of(spec: RunSpec, model: str, task: str) -> str:
     """Digest of a run: its options but for defaults; folders by their names in the suite.
 
-    A method or task of the user's own counts with its whole file, so that an edited one is another.
+    A method or task of the user's own counts with its whole file, and a folder of data with its
+    files, so that an edited one is another. What a model's folder holds does not count.
     """
     named = replace(spec, model=model, task=task, data=None, extend=None)
     values = arguments(named)
@@ -110,11 +113,18 @@ def key_of(spec: RunSpec, model: str, task: str) -> str:
         default = option.default
         if default is not MISSING and values[option.name] == default:
             del values[option.name]
+    if spec.data is not None:
+        values["data"] = _digest(spec.data)
     own = digests(spec.method, spec.task)
     if own:
         values["extend"] = own
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def _digest(folder: str) -> str:
+    return digest(Path(folder))
 
 
 def sweep_seeds(suite: Suite, arm: Arm) -> tuple[int, ...]:

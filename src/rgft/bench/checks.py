@@ -26,15 +26,19 @@ OF_INPUTS = (
 )
 
 
-def check_places(cells: Iterable[Cell]) -> None:
+def check_places(cells: Iterable[Cell]) -> list[str]:
     """Load the data, and what turns it into batches of the models, each once.
 
     Of a named task that is not on this machine only the kind is looked at; weights are not read.
+
+    Returns:
+        Names of the tasks that are not on this machine, so that a cell has to fetch them.
 
     Raises:
         InputError: A model, a data folder or a column is not there, or they do not go together.
     """
     of_data: dict[tuple[Any, ...], dict[tuple[Any, ...], Cell]] = {}
+    absent: dict[str, None] = {}
     for cell in cells:
         alike = of_data.setdefault(_values(cell.spec, OF_DATA), {})
         alike.setdefault(_values(cell.spec, OF_INPUTS), cell)
@@ -44,9 +48,12 @@ def check_places(cells: Iterable[Cell]) -> None:
             try:
                 with waiting("looking at the models and the data"):
                     task = _check(cell.spec, task)
+                if task is None:
+                    absent[str(cell.spec.task)] = None
             except InputError as error:
                 where = f"arm {cell.labels['arm']} on {cell.labels['task']}"
                 raise InputError(f"{where}: {in_suite(str(error))}") from error
+    return list(absent)
 
 
 def _check(spec: RunSpec, task: TaskData | None) -> TaskData | None:

@@ -49,7 +49,9 @@ def execute(cell: Cell, folder: Path, threads: int) -> dict[str, Any] | None:
         if result["status"] == "interrupted":
             return None
         said = [in_suite(" ".join(text.split())) for text in (*notes, *afterwards(result))]
-        return {"status": "finished", **labels, **record_of_run(folder), **labels, "notes": said}
+        record = record_of_run(folder)
+        record["seconds"]["wall"] = time.perf_counter() - start
+        return {"status": "finished", **labels, **record, **labels, "notes": said}
     except KeyboardInterrupt:
         return None
     except Exception as error:

@@ -39,8 +39,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise InputError(f"{path} does not exist; give the YAML file of a suite") from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {what}; give the YAML file of a suite") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is no text in UTF-8 ({error}); give a YAML file") from error
     try:

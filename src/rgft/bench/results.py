@@ -41,7 +41,7 @@ class Result:
         runs: The finished records at that rate, by seed.
         failed: How many cells have failed, at whatever rate.
         split: Where arms of the problem are compared: "test" where all have it, else "validation".
-        chance: What an answer that ignores its input is worth there; None if that is not known.
+        chance: By split, what an answer that ignores its input is worth, where that is known.
     """
 
     problem: Problem
@@ -52,14 +52,14 @@ class Result:
     runs: Mapping[int, Mapping[str, Any]]
     failed: int
     split: str
-    chance: Yardstick | None
+    chance: Mapping[str, Yardstick]
 
     @property
     def sweep(self) -> str:
         """The rate, of how many, and whether one beyond them may be better.
 
         >>> problem = Problem("t", "m", rows=9, epochs=1.0)
-        >>> Result(problem, "arm", 1.0, 2e-4, (1e-4, 2e-4), {}, 0, "test", None).sweep
+        >>> Result(problem, "arm", 1.0, 2e-4, (1e-4, 2e-4), {}, 0, "test", {}).sweep
         '0.0002 of 2, the largest'
         """
         if self.rate is None:
@@ -94,12 +94,10 @@ class Result:
         scores = self.scores()
         return statistics.fmean(scores.values()) if scores else float("nan")
 
-    @property
-    def at_chance(self) -> bool:
-        """Whether its mean is no better than an answer that ignores its input, as far as known."""
-        if self.chance is None or math.isnan(self.mean):
-            return False
-        return self.chance.at_chance(self.mean)
+    def at_chance(self, split: str | None = None) -> int:
+        """How many seeds are no better than an answer that ignores its input, as far as known."""
+        chance = self.chance.get(split or self.split)
+        return 0 if chance is None else sum(map(chance.at_chance, self.scores(split).values()))
 
     @property
     def share(self) -> float:
@@ -113,24 +111,20 @@ class Result:
 
     @property
     def seconds(self) -> float:
-        """Seconds of training and of what precedes it, scoring included; mean over seeds."""
-        return statistics.fmean(
-            run["seconds"]["train"] + (run["seconds"].get("prepare") or 0.0)
-            for run in self.runs.values()
-        )
+        """Seconds of training and of what precedes it, scoring included; median over seeds."""
+        told = [run["seconds"] for run in self.runs.values()]
+        return float(statistics.median(s["train"] + (s.get("prepare") or 0.0) for s in told))
 
     @property
     def processor(self) -> float:
         """The same in processor seconds, which other work changes little; NaN where not recorded.
 
-        What precedes training is on the wall in older records.
+        What precedes training is on the wall in older records, of a machine that may have paused.
         """
         told = [run["seconds"] for run in self.runs.values()]
-        return statistics.fmean(
-            seconds.get("processor", math.nan)
-            + (seconds.get("prepare_processor", seconds.get("prepare")) or 0.0)
-            for seconds in told
-        )
+        prepared = [s.get("prepare_processor", s.get("prepare")) or 0.0 for s in told]
+        trained = [s.get("processor", math.nan) for s in told]
+        return float(statistics.median(map(sum, zip(trained, prepared, strict=True))))
 
 
 def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
@@ -160,8 +154,7 @@ def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
         tried = {record["rate"] for record in group} | set(lost)
         rates = tuple(sorted(tried, key=lambda rate: rate or 0.0))
         split = "test" if tested[problem] else "validation"
-        told = {**chances[problem], **_told_chance(group)}.get(split)
-        chance = _chance(group[0]["metric"], told, group[0]["rows"].get(split))
+        chance = _chances(group[0], {**chances[problem], **_told_chance(group)})
         found.append(Result(problem, arm, budget, rate, rates, runs, len(lost), split, chance))
     return found
 
@@ -171,13 +164,22 @@ def _told_chance(group: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
     return next((record["chance"] for record in group if record.get("chance")), {})
 
 
-def _chance(metric: str, told: Mapping[str, Any] | None, rows: int | None) -> Yardstick | None:
-    """What tells whether a score is above chance; None where chance or its error is not known."""
-    if metric not in STANDARD_ERRORS:
-        return None
-    if told is not None and told["value"] is not None:
-        return Yardstick(metric, told["rows"], told["value"])
-    return Yardstick(metric, rows, 0.0) if metric in CORRELATIONS and rows else None
+def _chances(record: Mapping[str, Any], told: Mapping[str, Any]) -> dict[str, Yardstick]:
+    """What tells whether scores are above chance, by split; where chance and its error are known.
+
+    Args:
+        record: One of the runs.
+        told: What records of the problem say of chance, by split.
+    """
+    metric, found = record["metric"], {}
+    if metric in STANDARD_ERRORS:
+        for split in record["metrics"]:
+            known = told.get(split, {})
+            if known.get("value") is not None:
+                found[split] = Yardstick(metric, known["rows"], known["value"])
+            elif metric in CORRELATIONS and record["rows"].get(split):
+                found[split] = Yardstick(metric, record["rows"][split], 0.0)
+    return found
 
 
 def judged_on(found: Sequence[Result]) -> str:
@@ -203,14 +205,14 @@ def costs_to_target(found: Sequence[Result], cost: str) -> dict[str, dict[str, f
 
     Returns:
         Infinite where no budget that was run gets there; nothing without full fine-tuning, or where
-        it is at chance.
+        all its seeds are at chance.
     """
     told: dict[str, dict[str, float]] = {}
     for problem in dict.fromkeys(result.problem for result in found):
         here = [result for result in found if result.problem == problem]
         full = [r for r in here if r.arm == REFERENCE and math.isfinite(r.mean)]
         best = max(full, key=lambda r: r.mean, default=None)
-        if best is not None and not best.at_chance:
+        if best is not None and best.at_chance() < len(best.scores()):
             name = clock(here) if cost == "seconds" else cost
             told[shown(problem, found)] = {
                 arm: cost_to_target(

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from rgft.bench.reading import check_keys, mapping, read_yaml, sequence, text
 from rgft.errors import InputError, unknown
-from rgft.methods import find_method
+from rgft.methods import METHODS, find_method
 from rgft.rules import number
 from rgft.spec import RunSpec
 from rgft.spending import parse_budget
@@ -213,8 +213,8 @@ def _model(folder: Path, value: Any) -> Place:
 
 def _task(folder: Path, base: Mapping[str, Any], value: Any) -> Place:
     values = {"name": value} if isinstance(value, str) else mapping("tasks", value)
-    check_keys("tasks", values, ("name", "data", "rows", *OPTIONS))
     name = text("tasks: name", values.get("name"))
+    check_keys(f"task {name}", values, ("name", "data", "rows", *OPTIONS))
     rest = {key: item for key, item in values.items() if key not in ("name", "data", "rows")}
     options = {**base, **_rows(values), **_options(f"task {name}", rest)}
     if "data" not in values and name in TASKS:
@@ -227,7 +227,7 @@ def _task(folder: Path, base: Mapping[str, Any], value: Any) -> Place:
             "task",
             name,
             TASKS,
-            f", one of a file given with --extend, or a folder relative to {folder}",
+            f", one of a file given with --extend, or a folder in that of the suite ({folder})",
         )
     return Place(name, {**options, "data": where})
 
@@ -250,7 +250,8 @@ def _arms(
         check_keys(f"arm {name}", given, ("extends", "rates", "budgets", "tasks", *OPTIONS))
         parent = given.pop("extends", None)
         if parent is not None and parent not in arms:
-            raise InputError(f"arm {name}: {unknown('arm to extend', str(parent), arms)}")
+            below = ", or one that stands above it: move it up" if parent in values else ""
+            raise InputError(f"arm {name}: {unknown('arm to extend', str(parent), arms, below)}")
         start = None if parent is None else arms[parent]
         own_rates = _rates(f"arm {name}: rates", given.pop("rates", None))
         own_budgets = _budgets(f"arm {name}: budgets", given.pop("budgets", None))
@@ -261,7 +262,12 @@ def _arms(
         options |= changes
         if settings:
             options["settings"] = settings
-        find_method(str(options.setdefault("method", name)))
+        method = find_method(str(options.setdefault("method", name)))
+        if "method" not in changes and name in METHODS and method is not METHODS[name]:
+            raise InputError(
+                f"arm {name} extends {parent}, whose method is {options['method']}; add method: "
+                f"{name}, or give it a name that is no method's"
+            )
         arms[name] = Arm(
             name=name,
             options=options,

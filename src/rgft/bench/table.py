@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import math
+import re
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from rgft.bench.results import Result
 
 IDLE = "idle"
 CHANCE = "chance"
+MARKS = {
+    IDLE: "runs that ended before the method's first decision, so that it chose nothing.",
+    CHANCE: (
+        "seeds at most two standard errors (of the rows judged) above an answer that ignores its "
+        "input."
+    ),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,31 +46,19 @@ def _cell(text: str) -> str:
 
 def spread(result: Result, split: str | None = None) -> str:
     """Mean and deviation of the headline metric over seeds; x 100; and what is to be said of it."""
-    text = spread_text([100 * score for score in result.scores(split).values()])
-    marks = []
-    if result.idle:
-        marks.append(IDLE if result.idle == len(result.runs) else f"{result.idle} {IDLE}")
-    if result.at_chance and split in (None, result.split):
-        marks.append(CHANCE)
+    scores = result.scores(split)
+    text = spread_text([100 * score for score in scores.values()])
+    counts = ((result.idle, len(result.runs), IDLE), (result.at_chance(split), len(scores), CHANCE))
+    marks = [mark if count == of else f"{count} {mark}" for count, of, mark in counts if count]
     return f"{text} ({', '.join(marks)})" if marks else text
 
 
-def with_idle(caption: str, found: Iterable[Result]) -> str:
-    """The caption, with what the mark on idle runs means where there is one."""
-    if not any(result.idle for result in found):
-        return caption
-    return (
-        f"{caption} {IDLE}: runs that ended before the method's first decision, so that it chose "
-        "nothing."
-    )
-
-
-def with_marks(caption: str, found: Sequence[Result]) -> str:
-    """The caption, with what the marks of `spread` mean where there are some."""
-    told = with_idle(caption, found)
-    if not any(result.at_chance for result in found):
-        return told
-    return f"{told} {CHANCE}: at most two standard errors above an answer that ignores its input."
+def explained(table: Table) -> Table:
+    """The table, its caption with what the marks in its cells mean."""
+    cells = " ".join(cell for row in table.rows for cell in row)
+    means = {mark: text for mark, text in MARKS.items() if re.search(rf"\([^)]*{mark}", cells)}
+    caption = " ".join([table.caption, *(f"{mark}: {text}" for mark, text in means.items())])
+    return replace(table, caption=caption)
 
 
 def spread_text(values: Sequence[float]) -> str:

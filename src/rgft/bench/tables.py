@@ -33,10 +33,9 @@ from rgft.bench.table import (
     Table,
     budget_order,
     budget_text,
+    explained,
     interval_text,
     spread,
-    with_idle,
-    with_marks,
 )
 from rgft.report import amounts
 
@@ -73,7 +72,7 @@ def leaderboard(found: Sequence[Result]) -> Table:
         "seeds, at the learning rate that validation chose. The mean is over all tasks, for arms "
         "that have all."
     )
-    return Table("Leaderboard", with_marks(caption, found), header, [row[2] for row in rows])
+    return explained(Table("Leaderboard", caption, header, [row[2] for row in rows]))
 
 
 def against_full(found: Sequence[Result]) -> Table:
@@ -103,10 +102,11 @@ def _compared(title: str, comparisons: Sequence[Comparison], found: Sequence[Res
     idle = {(r.arm, r.budget) for r in found if r.idle}
     caption = (
         "Difference in points, paired by task and seed; 95% bootstrap interval over seeds within "
-        "tasks (too narrow with three of them); p of the sign-flip test, corrected by Holm over "
+        "tasks (too narrow with few of them); p of the sign-flip test, corrected by Holm over "
         f"the table. Fewer than {LEAST_PAIRS} pairs, or one of a task alone, are too few to tell; "
         f"a tie is an interval that holds 0; unsure is one that does not, with p above {SURE}. "
-        "On the validation split arms with several rates were chosen."
+        "On the validation split arms with several rates were chosen; the verdict does not count "
+        "it, but a lead on one split alone is none to build on."
     )
     header = [
         *("budget", "arm", "against", "difference", "95% interval", "p", "tasks", "pairs"),
@@ -123,7 +123,7 @@ def _compared(title: str, comparisons: Sequence[Comparison], found: Sequence[Res
         ]
         for c in comparisons
     ]
-    return Table(title, with_idle(caption, found), header, rows)
+    return explained(Table(title, caption, header, rows))
 
 
 def _on_validation(difference: float, low: float, high: float) -> str:
@@ -176,7 +176,7 @@ def runs(found: Sequence[Result]) -> Table:
         "the smallest, one beyond may be better. Seconds are the processor's where all of a task "
         "have them."
     )
-    return Table("Runs", with_marks(caption, found), header, rows)
+    return explained(Table("Runs", caption, header, rows))
 
 
 def _points(mean: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -140,6 +141,16 @@ def read_folder(
             f"{directory} has no training file (it holds: {here}); give one called {TRAINING}"
         )
     return {split: read_table(path) for split, path in files.items() if path is not None}
+
+
+def digest(directory: Path) -> str:
+    """SHA-256 of what `read_folder` would read: names and contents."""
+    found = hashlib.sha256()
+    for known in FILE_NAMES.values():
+        path = _find_file(directory, known)
+        if path is not None:
+            found.update(path.name.encode() + b"\0" + path.read_bytes())
+    return found.hexdigest()
 
 
 def read_split(directory: Path, split: str) -> Table:

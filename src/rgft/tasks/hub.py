@@ -119,6 +119,10 @@ def of_splits(task: HubTask, splits: Mapping[str, datasets.Dataset]) -> TaskData
 def local_folder(task: HubTask) -> Path | None:
     """The task's folder under the one that `RGFT_DATA` names, if it is there."""
     root = os.environ.get(DATA_VARIABLE)
+    if root and not Path(root).is_dir():
+        raise InputError(
+            f"{DATA_VARIABLE} names {root}, which is no folder; set it to one, or unset it"
+        )
     folders = [Path(root, folder) for folder in task.folders] if root else []
     return next((folder for folder in folders if folder.is_dir()), None)
 
