@@ -17,18 +17,20 @@ TASKS are names, or `all`; SPLIT is the name of one, or `own`: test where there 
 - `each`: of every task, in the order named; `range`: the least and the most of them;
 - `interval`: the ends of the 95% bootstrap interval over seeds within tasks.
 
-Before HOW may stand `above` or `below`, and differences have no sign then, or `tie`. It is an error
-if the records deny it (by the mean's sign, or an interval without 0): no sentence outlives them.
+Before the HOW of a difference may stand a verdict, and it is an error if the records deny it:
+`above` or `below` by the sign of the mean (of every task for `each` and `range`), written without a
+sign, or `tie` by an interval that holds 0.
 """
 
 from __future__ import annotations
 
+import math
 import re
 import statistics
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rgft.bench.beyond_headline import PERPLEXITY
 from rgft.bench.page import load
@@ -37,33 +39,41 @@ from rgft.bench.statistics import interval
 from rgft.bench.table import budget_text, spread_text
 
 RECORDS = Path(__file__).parent / "records"
-MARK = re.compile(r"(<!-- = (.+?): (.+?); (.+?); (.+?); (.+?) -->).*?(<!-- / -->)")
-OWN = "own"
+BEGIN = "<!-- = "
+FIELD = r"([^;:>\n]+)"
+MARK = re.compile(rf"({BEGIN}{FIELD}: {FIELD}; {FIELD}; {FIELD}; {FIELD} -->)[^<\n]*(<!-- / -->)")
 ARM = re.compile(r"(\S+)@(\S+)")
+OWN = "own"
+VERDICTS = ("", "above", "below", "tie")
+FORMS = ("mean", "sd", "each", "range", "interval")
+SHAPES = {"score": ".1f", "difference": "+.1f", "ratio": ".2f"}
 
 
 class Values(NamedTuple):
-    """What is told of: one value a seed, by task; and whether it is a difference, or a ratio."""
+    """What is told of: one value a seed, by task."""
 
     by_task: dict[str, list[float]]
-    kind: str  # "score", "difference" or "ratio"
+    kind: Literal["score", "difference", "ratio"]
 
 
 def filled(text: str) -> str:
     """A page with every number between marks made anew.
 
     Raises:
-        ValueError: The records do not hold what a mark asks for, or deny its verdict.
+        ValueError: A mark is not one, asks for what records do not hold, or they deny its verdict.
     """
-    return MARK.sub(_number, text)
+    whole, found = MARK.subn(_number, text)
+    if found != text.count(BEGIN):
+        raise ValueError(f"{text.count(BEGIN) - found} marks {BEGIN!r} are not as words.py says")
+    return whole
 
 
 def _number(mark: re.Match[str]) -> str:
-    records, what, tasks, split, how = mark.groups()[1:6]
+    begin, records, what, tasks, split, how, end = mark.groups()
     try:
-        return f"{mark[1]}{told(_results(records), what, tasks, split, how)}{mark[7]}"
+        return f"{begin}{told(_results(records), what, tasks, split, how)}{end}"
     except (KeyError, ValueError) as error:
-        raise ValueError(f"{mark[1]}: {error}") from error
+        raise ValueError(f"{begin}: {error}") from error
 
 
 @cache
@@ -73,18 +83,22 @@ def _results(records: str) -> list[Result]:
 
 def told(found: Sequence[Result], what: str, tasks: str, split: str, how: str) -> str:
     """The number that a mark stands for."""
-    names = _all(found, what) if tasks == "all" else tasks.split()
-    values = _values(found, what, names, split)
     verdict, _, form = how.rpartition(" ")
+    if verdict not in VERDICTS or form not in FORMS:
+        raise ValueError(f"{how!r} is none of {', '.join(FORMS)}, after {', '.join(VERDICTS[1:])}")
+    names = _all(found, what) if tasks == "all" else tasks.split()
+    values = _values(found, what, names, None if split == OWN else split)
+    if verdict and (values.kind != "difference" or form in ("sd", "interval")):
+        raise ValueError(f"there is no {how!r} of a {values.kind}")
     groups = list(values.by_task.values())
     if form == "sd":
         (only,) = groups
         return spread_text(only)
     numbers = _numbers(groups, form)
     _check(interval(groups) if verdict == "tie" else numbers, verdict)
-    shape = {"score": ".1f", "difference": "+.1f", "ratio": ".2f"}[values.kind]
     if verdict in ("above", "below"):
-        shape, numbers = ".1f", sorted(map(abs, numbers)) if form == "range" else map(abs, numbers)
+        numbers = sorted(map(abs, numbers)) if form == "range" else [abs(n) for n in numbers]
+    shape = SHAPES["score" if verdict in ("above", "below") else values.kind]
     texts = [f"{number:{shape}}" for number in numbers]
     if form in ("range", "interval"):
         return " to ".join(dict.fromkeys(texts))
@@ -98,27 +112,23 @@ def _all(found: Sequence[Result], what: str) -> list[str]:
     return list(dict.fromkeys(result.problem.task for result in fit))
 
 
-def _values(found: Sequence[Result], what: str, tasks: Sequence[str], split: str) -> Values:
+def _values(found: Sequence[Result], what: str, tasks: Sequence[str], split: str | None) -> Values:
     arms = ARM.findall(what)
-    if len(arms) == 1 and what.startswith(f"{PERPLEXITY} of "):
-        runs = {task: _one(found, task, *arms[0]).runs.values() for task in tasks}
-        return Values(
-            {task: [run["metrics"][split][PERPLEXITY] for run in runs[task]] for task in tasks},
-            "score",
-        )
-    if not arms:
-        cost, arm = what.split(" of ")
-        return Values({task: [_for_target(found, cost, arm, task)] for task in tasks}, "ratio")
-    if len(arms) == 1:
-        own = {task: _scores(found, task, *arms[0], split) for task in tasks}
-        return Values({task: [100 * v for v in own[task].values()] for task in tasks}, "score")
+    measure, of, _ = what.partition(" of ")
+    if of and not arms:
+        arm = what.removeprefix(measure + of)
+        return Values({task: [_for_target(found, measure, arm, task)] for task in tasks}, "ratio")
+    if of:
+        (arm,) = arms
+        return Values({task: _perplexity(found, task, *arm, split) for task in tasks}, "score")
     if " / " in what:
         return Values({task: [_seconds(found, task, *arms)] for task in tasks}, "ratio")
-    by_task = {}
-    for task in tasks:
-        ours, theirs = (_scores(found, task, *arm, split) for arm in arms)
-        by_task[task] = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
-    return Values(by_task, "difference")
+    if " - " in what:
+        ours, theirs = arms
+        return Values({t: _differences(found, t, ours, theirs, split) for t in tasks}, "difference")
+    (arm,) = arms
+    own = {task: _scores(found, task, *arm, split) for task in tasks}
+    return Values({task: [100 * v for v in own[task].values()] for task in tasks}, "score")
 
 
 def _one(found: Sequence[Result], task: str, arm: str, budget: str) -> Result:
@@ -130,12 +140,30 @@ def _one(found: Sequence[Result], task: str, arm: str, budget: str) -> Result:
 
 
 def _scores(
-    found: Sequence[Result], task: str, arm: str, budget: str, split: str
+    found: Sequence[Result], task: str, arm: str, budget: str, split: str | None
 ) -> dict[int, float]:
-    scores = _one(found, task, arm, budget).scores(None if split == OWN else split)
+    scores = _one(found, task, arm, budget).scores(split)
     if not scores:
         raise ValueError(f"{task} has no {split} split")
     return scores
+
+
+def _differences(
+    found: Sequence[Result],
+    task: str,
+    ours: tuple[str, str],
+    theirs: tuple[str, str],
+    split: str | None,
+) -> list[float]:
+    first, second = (_scores(found, task, *arm, split) for arm in (ours, theirs))
+    return [100 * (first[seed] - second[seed]) for seed in first if seed in second]
+
+
+def _perplexity(
+    found: Sequence[Result], task: str, arm: str, budget: str, split: str | None
+) -> list[float]:
+    result = _one(found, task, arm, budget)
+    return [run["metrics"][split or result.split][PERPLEXITY] for run in result.runs.values()]
 
 
 def _seconds(found: Sequence[Result], task: str, *arms: tuple[str, str]) -> float:
@@ -158,8 +186,12 @@ def _check(numbers: Sequence[float], verdict: str) -> None:
 
 def _numbers(groups: Sequence[Sequence[float]], form: str) -> Sequence[float]:
     means = [statistics.fmean(group) for group in groups]
-    if form == "interval":
-        return interval(groups)
-    return {"mean": [statistics.fmean(means)], "each": means, "range": [min(means), max(means)]}[
-        form
-    ]
+    numbers = {
+        "mean": lambda: [statistics.fmean(means)],
+        "each": lambda: means,
+        "range": lambda: [min(means), max(means)],
+        "interval": lambda: interval(groups),
+    }[form]()
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("the records tell no number: too few seeds, or a target not reached")
+    return numbers

@@ -349,6 +349,30 @@ def test_seconds_are_the_processors_where_all_of_a_task_have_them() -> None:
     records += [record("y", 0, 0.9, seconds=wall)]
     told = {row[2]: row[-1] for row in runs(results(records)).rows}
     assert told == {"full": "1 min 39 s", "x": "1 min 39 s", "y": "50 s"}
+    for without in range(3):
+        of = [record("z", s, 0.9, seconds=wall if s == without else both) for s in range(3)]
+        assert [row[-1] for row in runs(results(of)).rows] == ["1 min 39 s"]
+
+
+def test_seconds_are_medians_which_a_pause_changes_little() -> None:
+    paused = {"train": 9.0, "processor": 7.0, "prepare": 1991.0}
+    seconds = [{"train": 2.0, "processor": 1.0, "prepare": 1.0}, paused, {**paused, "prepare": 1.0}]
+    (one,) = results([record("x", seed, 0.9, seconds=of) for seed, of in enumerate(seconds)])
+    assert one.seconds == 10.0 and one.processor == 8.0
+
+
+def test_two_editions_of_data_are_kept_apart() -> None:
+    records = [
+        record("x", 0, 0.5),
+        record("x", 0, 0.7, data="ab12"),
+        record("x", 1, 0.9, data="ab12"),
+    ]
+    found = results(records)
+    assert [one.mean for one in found] == [0.5, pytest.approx(0.8)]
+    assert list(leaderboard(found).header)[2:4] == ["t, other data", "t, data ab12"]
+    assert list(leaderboard(found[1:]).header)[2:3] == ["t"]
+    editions = [record("x", s, 0.5, extensions=[name]) for s, name in enumerate(("old", "new"))]
+    assert "some of these runs have --extend new, --extend old" in markdown(editions)
 
 
 def test_other_domains_and_calibration_are_shown_where_recorded() -> None:

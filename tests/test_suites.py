@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from rgft import extensions
 from rgft.bench.cells import Cell, cell, check_arms_differ, count, key_of, points, settled
@@ -18,11 +19,13 @@ from rgft.bench.journal import FILE, append_record, read_records
 from rgft.bench.running import run_suite
 from rgft.bench.suite import load_suite
 from rgft.bench.workers import Ended
+from rgft.cli import app
 from rgft.errors import InputError
 from rgft.extensions import digests, extend
 from rgft.methods import METHODS, Method, find_method
 from rgft.spec import RunSpec
 from rgft.tasks import TASKS, load_task
+from rgft.tasks.folder import digest
 from rgft.tasks.splitting import fewer_train_rows
 
 SUITES = Path(__file__).parent.parent / "benchmarks" / "suites"
@@ -89,6 +92,9 @@ def test_edited_data_of_the_users_own_make_other_cells(tmp_path: Path) -> None:
     (folders[1] / "notes.txt").write_text("of no matter", encoding="utf-8")
     keys = [key(folder) for folder in folders]
     assert keys[0] == keys[1] and len(set(keys)) == 3
+    (folders[3] / "train.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(InputError, match="train"):
+        digest(folders[3])
 
 
 def test_commands_about_suites_are_there_before_what_takes_seconds_to_import() -> None:
@@ -263,8 +269,34 @@ def test_a_torn_line_is_no_record_and_is_mended(cut: int, tmp_path: Path) -> Non
     append_record(path, {"key": "c"})
     assert read_records(path) == [{"key": "a"}, {"key": "c"}]
     path.write_bytes(b"{\n" + path.read_bytes())
-    with pytest.raises(InputError, match="line 1 is no JSON"):
+    with pytest.raises(InputError, match=r"line 1 is no JSON .*remove the line"):
         read_records(path)
+    for text in ("text,label\n", "[1]\n"):
+        (tmp_path / "train.csv").write_text(text, encoding="utf-8")
+        with pytest.raises(InputError, match=r"line 1 is no JSON.*give a file of records"):
+            read_records(tmp_path / "train.csv")
+
+
+def test_a_folder_is_no_suite(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder; give the YAML file of a suite"):
+        load_suite(tmp_path)
+
+
+def test_a_folder_of_data_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RGFT_DATA", "/no/such")
+    with pytest.raises(InputError, match="RGFT_DATA names /no/such, which is no folder"):
+        TASKS["cola"].available()
+
+
+def test_what_a_run_would_fetch_is_said_before(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    suite = written(tmp_path, HEAD + "models: [minilm]\narms: {full: {}}\n")
+    given = ["bench", str(suite), "--output-dir", str(tmp_path / "out"), "--dry-run"]
+    monkeypatch.setitem(TASKS, "trec", replace(TASKS["trec"], available=lambda: False))
+    said = CliRunner().invoke(app, given)
+    assert said.exit_code == 0 and not (tmp_path / "out").exists()
+    assert "to be fetched by the first run: trec (" in said.stderr
 
 
 def test_what_train_refuses_is_said_in_the_words_of_a_suite(tmp_path: Path) -> None:

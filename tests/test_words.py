@@ -58,7 +58,8 @@ def words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
         ("x@0.3 / full@1; all; own; range", "0.25"),
         ("flops of x; t; test; mean", "0.30"),
         ("seconds of x; t; test; mean", "0.25"),
-        ("perplexity of x@0.3; t; test; mean", "8.0"),
+        ("perplexity of x@0.3; t; own; mean", "8.0"),
+        ("x@0.3 - full@1; t; test; above each", "15.0"),
     ],
 )
 def test_a_number_is_what_the_records_say(words: ModuleType, asked: str, number: str) -> None:
@@ -76,9 +77,35 @@ def test_a_number_is_what_the_records_say(words: ModuleType, asked: str, number:
         ("x@0.3 - full@1; t; test; tie mean", "do not say 'tie'"),
         ("x@0.1; t; test; mean", "0 results of x at 0.1 on t"),
         ("x@0.3; u; test; mean", "u has no test split"),
-        ("x@0.3; t; test; median", "median"),
+        ("x@0.3; t; test; median", "'median' is none of mean, sd"),
+        ("x@0.3; t; test; beyond mean", "none of .* after above, below, tie"),
+        ("x@0.3 / full@1; t; test; above mean", "no 'above mean' of a ratio"),
+        ("x@0.3 - full@1; t; test; below interval", "no 'below interval' of a difference"),
+        ("flops of x; u; validation; mean", "a target not reached"),
     ],
 )
 def test_what_the_records_deny_is_refused(words: ModuleType, asked: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         words.filled(f"<!-- = own: {asked} -->1<!-- / -->")
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "<!-- = own: x@0.3; t; test -->1<!-- / -->",
+        "<!-- = own: x@0.3; t; test; mean -->1",
+        "<!-- = own: x@0.3; t; test; mean -->1\n<!-- / -->",
+        "<!-- = own: x@0.3; t; test; mean -->1 <b>2<!-- / -->",
+    ],
+)
+def test_what_is_no_whole_mark_is_refused(words: ModuleType, mark: str) -> None:
+    with pytest.raises(ValueError, match=r"1 marks .* not as words.py says"):
+        words.filled(f"a {mark} b <!-- = own: x@0.3; t; test; mean -->1<!-- / -->")
+
+
+def test_records_may_be_of_several_files(words: ModuleType) -> None:
+    lines = (words.RECORDS / "own.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    for name, part in (("first", lines[:3]), ("rest", lines[3:])):
+        (words.RECORDS / f"{name}.jsonl").write_text("".join(part), encoding="utf-8")
+    text = "<!-- = first+rest: x@0.3; t; test; mean -->?<!-- / -->"
+    assert "-->80.0<!--" in words.filled(text)

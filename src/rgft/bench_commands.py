@@ -107,8 +107,8 @@ def bench(  # noqa: PLR0913, PLR0917 - its options
         absent = check_places(settled(suite, records)[1])
         if absent:
             _note(
-                f"not on this machine, so that a run fetches it: {', '.join(absent)} (`rgft data` "
-                "says from where, and where else it may lie)"
+                f"not on this machine, to be fetched by the first run: {', '.join(absent)} "
+                "(`rgft data` says from where, and where else it may lie)"
             )
     if dry_run:
         return

@@ -17,7 +17,9 @@ from rgft.extensions import digests
 from rgft.methods import find_method
 from rgft.settings import method_config
 from rgft.spec import RunSpec, arguments, command, relative_to
-from rgft.tasks.folder import digest
+from rgft.tasks.folder import digest as digest_of_folder
+
+SHOWN = 8  # digits of a digest
 
 Record = dict[str, Any]
 
@@ -38,7 +40,8 @@ class Cell:
     Attributes:
         key: Digest of all that decides its result; two cells with the same one are the same.
         labels: What its record says of it: suite, model, task, arm, budget, rate, seed, extends,
-            changes, and the command that would run it, with paths from the working folder.
+            changes, the command that would run it, with paths from the working folder, and the
+            digests of data and of --extend files of the user's own.
         spec: What `rgft train` runs.
     """
 
@@ -89,6 +92,7 @@ def cell(suite: Suite, point: Point, rate: float | None, seed: int) -> Cell:
             extend=suite.extend or None,
         )
         method_config(spec, find_method(spec.method))
+        key = key_of(spec, model.name, task.name)
     except InputError as error:
         where = f"arm {arm.name} on {task.name}, budget {budget}"
         raise InputError(f"{where}: {in_suite(str(error))}") from error
@@ -97,15 +101,17 @@ def cell(suite: Suite, point: Point, rate: float | None, seed: int) -> Cell:
         **{"budget": budget, "rate": rate, "seed": seed},
         **{"extends": arm.extends, "changes": dict(arm.changes)},
         "command": command(relative_to(Path.cwd(), spec)),
+        "data": None if spec.data is None else _digest(spec.data)[:SHOWN],
+        "extensions": [digest[:SHOWN] for digest in digests(spec.method, spec.task)],
     }
-    return Cell(key_of(spec, model.name, task.name), labels, spec)
+    return Cell(key, labels, spec)
 
 
 def key_of(spec: RunSpec, model: str, task: str) -> str:
-    """Digest of a run: its options but for defaults; folders by their names in the suite.
+    """Digest of a run: its options but for defaults.
 
     A method or task of the user's own counts with its whole file, and a folder of data with its
-    files, so that an edited one is another. What a model's folder holds does not count.
+    files, so that an edited one is another. A model's folder counts by its name in the suite.
     """
     named = replace(spec, model=model, task=task, data=None, extend=None)
     values = arguments(named)
@@ -124,7 +130,7 @@ def key_of(spec: RunSpec, model: str, task: str) -> str:
 
 @cache
 def _digest(folder: str) -> str:
-    return digest(Path(folder))
+    return digest_of_folder(Path(folder))
 
 
 def sweep_seeds(suite: Suite, arm: Arm) -> tuple[int, ...]:

@@ -49,9 +49,7 @@ def execute(cell: Cell, folder: Path, threads: int) -> dict[str, Any] | None:
         if result["status"] == "interrupted":
             return None
         said = [in_suite(" ".join(text.split())) for text in (*notes, *afterwards(result))]
-        record = record_of_run(folder)
-        record["seconds"]["wall"] = time.perf_counter() - start
-        return {"status": "finished", **labels, **record, **labels, "notes": said}
+        return {"status": "finished", **labels, **record_of_run(folder), **labels, "notes": said}
     except KeyboardInterrupt:
         return None
     except Exception as error:

@@ -19,7 +19,7 @@ def read_records(path: Path) -> list[dict[str, Any]]:
     """The records in a file, in order; a last line without its end, torn by a crash, is none.
 
     Raises:
-        InputError: A whole line is no JSON object, as of a damaged file, or of one of another kind.
+        InputError: A whole line is no JSON object: the file is damaged, or of another kind.
     """
     try:
         *lines, torn = path.read_bytes().split(b"\n")
@@ -27,14 +27,14 @@ def read_records(path: Path) -> list[dict[str, Any]]:
         return []
     del torn
     records = []
+    mend = "remove the line" if path.suffix == ".jsonl" else "give a file of records"
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
         except ValueError as error:
-            mend = "remove the line" if path.suffix == ".jsonl" else "give a file of records"
             raise InputError(f"{path}, line {number} is no JSON ({error}); {mend}") from error
         if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number} is no JSON object; remove the line")
+            raise InputError(f"{path}, line {number} is no JSON object; {mend}")
         records.append(record)
     return records
 

@@ -176,7 +176,13 @@ def _notes(records: Sequence[Record], found: Sequence[Result]) -> list[Table]:
 
 def _mixed(result: Result) -> str:
     """What to say of runs of one arm that differ in more than their seeds."""
-    recipes = [_recipe(str(run.get("command") or "")) for run in result.runs.values()]
+    recipes = [
+        {
+            *_recipe(str(run.get("command") or "")),
+            *(f"--extend {one}" for one in run.get("extensions", ())),
+        }
+        for run in result.runs.values()
+    ]
     apart = sorted({o for one in recipes for o in one if not all(o in r for r in recipes)})
     return f"some of these runs have {', '.join(apart)}, and others not" if apart else ""
 

@@ -20,12 +20,16 @@ CORRELATIONS = ("matthews_correlation", "pearson", "spearman")  # 0 for any cons
 
 
 class Problem(NamedTuple):
-    """What arms can be compared on: a task with a model, its training rows and epochs."""
+    """What arms can be compared on: a task with a model, its training rows and epochs.
+
+    Of a folder of the user's own `data` tell one edition of it from another.
+    """
 
     task: str
     model: str
     rows: int
     epochs: float
+    data: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,8 +126,10 @@ class Result:
         What precedes training is on the wall in older records, of a machine that may have paused.
         """
         told = [run["seconds"] for run in self.runs.values()]
+        if any("processor" not in seconds for seconds in told):
+            return math.nan
         prepared = [s.get("prepare_processor", s.get("prepare")) or 0.0 for s in told]
-        trained = [s.get("processor", math.nan) for s in told]
+        trained = [s["processor"] for s in told]
         return float(statistics.median(map(sum, zip(trained, prepared, strict=True))))
 
 
@@ -133,9 +139,9 @@ def results(records: Iterable[Mapping[str, Any]]) -> list[Result]:
     failed: dict[tuple[str, str, str, float | str], list[float | None]] = {}
     for record in by_key(list(map(dict, records))).values():
         if record["status"] == "finished":
-            problem = Problem(
-                record["task"], record["model"], record["rows"]["train"], record["epochs"]
-            )
+            rows, epochs = record["rows"]["train"], record["epochs"]
+            data = record.get("data") or ""
+            problem = Problem(record["task"], record["model"], rows, epochs, data)
             finished.setdefault((problem, record["arm"], record["budget"]), []).append(record)
         else:
             place = record["task"], record["model"], record["arm"], record["budget"]
@@ -205,14 +211,14 @@ def costs_to_target(found: Sequence[Result], cost: str) -> dict[str, dict[str, f
 
     Returns:
         Infinite where no budget that was run gets there; nothing without full fine-tuning, or where
-        all its seeds are at chance.
+        half of its seeds or more are at chance.
     """
     told: dict[str, dict[str, float]] = {}
     for problem in dict.fromkeys(result.problem for result in found):
         here = [result for result in found if result.problem == problem]
         full = [r for r in here if r.arm == REFERENCE and math.isfinite(r.mean)]
         best = max(full, key=lambda r: r.mean, default=None)
-        if best is not None and best.at_chance() < len(best.scores()):
+        if best is not None and 2 * best.at_chance() < len(best.scores()):
             name = clock(here) if cost == "seconds" else cost
             told[shown(problem, found)] = {
                 arm: cost_to_target(
@@ -234,4 +240,6 @@ def shown(problem: Problem, found: Sequence[Result]) -> str:
         parts.append(f"{problem.rows} rows" if problem.rows else "all rows")
     if len({other.epochs for other in others}) > 1:
         parts.append(f"{problem.epochs:g} epoch{'s' * (problem.epochs != 1)}")
+    if len({other.data for other in others}) > 1:
+        parts.append(f"data {problem.data}" if problem.data else "other data")
     return ", ".join(parts)

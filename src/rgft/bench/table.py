@@ -55,9 +55,11 @@ def spread(result: Result, split: str | None = None) -> str:
 
 def explained(table: Table) -> Table:
     """The table, its caption with what the marks in its cells mean."""
-    cells = " ".join(cell for row in table.rows for cell in row)
-    means = {mark: text for mark, text in MARKS.items() if re.search(rf"\([^)]*{mark}", cells)}
-    caption = " ".join([table.caption, *(f"{mark}: {text}" for mark, text in means.items())])
+    caption = table.caption
+    for mark, text in MARKS.items():
+        shown = re.compile(rf"\((?:\w+ ?\w*, )?(?:\d+ )?{mark}\b")
+        if any(shown.search(cell) for row in table.rows for cell in row):
+            caption += f" {mark}: {text}"
     return replace(table, caption=caption)
 
 

@@ -149,7 +149,9 @@ def digest(directory: Path) -> str:
     for known in FILE_NAMES.values():
         path = _find_file(directory, known)
         if path is not None:
-            found.update(path.name.encode() + b"\0" + path.read_bytes())
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+            found.update(path.name.encode() + b"\0" + content)
     return found.hexdigest()
 
 
