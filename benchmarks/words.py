@@ -46,7 +46,7 @@ ARM = re.compile(r"(\S+)@(\S+)")
 OWN = "own"
 VERDICTS = ("", "above", "below", "tie")
 FORMS = ("mean", "sd", "each", "range", "interval")
-SHAPES = {"score": ".1f", "difference": "+.1f", "ratio": ".2f"}
+SHAPES = {"score": "z.1f", "difference": "+z.1f", "ratio": ".2f"}  # z: no -0.0
 
 
 class Values(NamedTuple):
