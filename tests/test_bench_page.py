@@ -178,7 +178,9 @@ def test_what_is_no_better_than_chance_is_marked_and_sets_no_target() -> None:
     pair = [record("z", 0, 0.9, **known), record("z", 1, 0.5, **known)]
     assert [spread(one) for one in results(pair)] == ["70.0 ± 28.3 (1 chance)"]
     whole = [record("full", 0, 0, **lost, **known), record("full", 0, 0.9, **known)]
-    assert costs_to_target(results(whole), "flops")["t"]["full"] == 5.0
+    for order in (whole, whole[::-1]):
+        assert costs_to_target(results(order), "flops")["t"]["full"] == 5.0
+        assert [row[:3] for row in targets(results(order)).rows] == [["t", "89.1", "full"]]
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def targets(found: Sequence[Result]) -> Table:
     told = {cost: costs_to_target(found, cost) for cost in ("flops", "seconds")}
     wanted: dict[str, float] = {}
     for r in found:
-        if r.arm == REFERENCE:
+        if r.arm == REFERENCE and math.isfinite(r.mean):
             name = shown(r.problem, found)
             wanted[name] = max(TARGET * r.mean, wanted.get(name, -math.inf))
     rows = []
@@ -154,7 +154,8 @@ def targets(found: Sequence[Result]) -> Table:
         "The least that was run to reach the target, 99% of full fine-tuning's best mean, at "
         f"whatever budget ({judged_on(found)}), and its "
         "ratio to the cheapest of the other arms. Seconds are the processor's where all of a task "
-        "have them. Tasks on which full fine-tuning is at chance have no target."
+        "have them. Tasks on which half of the seeds of full fine-tuning are at chance have no "
+        "target."
     )
     header = ["task", "target", "arm", "FLOPs", "ratio of FLOPs", "seconds", "ratio of seconds"]
     return Table("Cost to target", caption, header, rows)
